@@ -1,0 +1,1 @@
+"""Stores, and the parts of the engine that write to them and read from them."""
