@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from urllib.parse import SplitResult
 
 import anyio
+import anyio.lowlevel
 
 from holdfast.backends.base import (
     Batch,

@@ -1,0 +1,554 @@
+"""The session actor: sole owner of one hot session in this process.
+
+Callers put units in its mailbox. A writer lane runs its turns: `take` merges units into one
+`SessionWrite`, `settle` takes the commit's outcome, acknowledges the callers and wakes the
+subscribers. Both are plain functions, so a lone event costs no task switch of the actor's own. The
+actor's task (`run`) does what must wait: loading the state anew after a conflict or a failure, and
+restarting after a crash.
+
+What a caller can see here (`state`, `last_seq`, `ring`) is committed, always: it changes only in
+`settle` and `adopt`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+import msgspec
+import structlog
+
+from holdfast.actors.mailbox import Budget, Mailbox
+from holdfast.actors.merge import Turn, entry_bytes
+from holdfast.actors.unit import Unit
+from holdfast.backends.base import Head, Outcome, SessionWrite, Snapshot, StateValue, Status, expiry_us
+from holdfast.clock import Clock
+from holdfast.config import Config
+from holdfast.errors import (
+    ActorCrashed,
+    HoldfastError,
+    InvalidInput,
+    OutcomeUnknown,
+    SessionClosed,
+    SessionExists,
+    SessionNotFound,
+    Unavailable,
+)
+from holdfast.model import Durability, Event
+from holdfast.restart import RestartPolicy
+from holdfast.waiting import Ack
+
+__all__ = ["ActorContext", "SessionActor", "Subscriber"]
+
+_log = structlog.stdlib.get_logger("holdfast.actor")
+
+
+class Subscriber(Protocol):
+    """Somebody to wake when the session has changed."""
+
+    def wake(self) -> None: ...
+
+
+class ActorContext(Protocol):
+    """What an actor needs of its surroundings; the registry provides it."""
+
+    config: Config
+    clock: Clock
+    budget: Budget
+    restart_policy: RestartPolicy
+    new_ack: Callable[[], Ack]
+
+    def schedule(self, actor: SessionActor) -> None:
+        """Queue the actor with its writer lane for a turn."""
+        ...
+
+    def load(self, actor: SessionActor) -> Awaitable[None]:
+        """Bring the actor to the store's state (`adopt`, or `end` if the session is gone)."""
+        ...
+
+    def touched(self, actor: SessionActor) -> None:
+        """It has activity that is not stored yet."""
+        ...
+
+    def resized(self, delta: int) -> None:
+        """Its memory grew by ``delta`` bytes."""
+        ...
+
+    def grown(self, actor: SessionActor) -> None:
+        """Events were dropped logically: there is something to trim."""
+        ...
+
+    def created(self, actor: SessionActor) -> None:
+        """Its row is in the store now."""
+        ...
+
+    def ended(self, actor: SessionActor) -> None:
+        """The session is gone, or the actor gave up: drop it."""
+        ...
+
+    def lost(self, actor: SessionActor, units: int, error: Exception) -> None:
+        """Writes acknowledged on acceptance could not be stored."""
+        ...
+
+
+class SessionActor:
+    """One hot session. Not for use from outside the event loop it runs on."""
+
+    __slots__ = (
+        "__weakref__",
+        "_cautious",
+        "_context",
+        "_crash",
+        "_crashes",
+        "_taken",
+        "_wake_ack",
+        "_woken",
+        "_write",
+        "barriers",
+        "creating",
+        "ended",
+        "exact",
+        "head",
+        "mailbox",
+        "restarting",
+        "ring",
+        "scheduled",
+        "state",
+        "state_bytes",
+        "subscribers",
+        "touched_since_us",
+        "touched_us",
+        "used",
+    )
+
+    def __init__(self, context: ActorContext, head: Head, state: dict[str, StateValue], *, create: bool = False) -> None:
+        self._context = context
+        self.head = head
+        """As committed, as far as this process knows."""
+        self.state = state
+        self.state_bytes = sum(entry_bytes(key, value.raw) for key, value in state.items())
+        self.creating = create
+        """Its row is not in the store yet: the first write inserts it."""
+        self.exact = True
+        """``state`` is the state at ``head.version``, not older."""
+        self.mailbox = Mailbox()
+        self.scheduled = False
+        """In a lane's queue, or held by a flush."""
+        self.ended = False
+        self.restarting = False
+        self.used = True
+        """Since the registry's last look (for second-chance replacement)."""
+        self.subscribers: set[Subscriber] = set()
+        self.ring: deque[Event] = deque()
+        """The newest committed events, consecutive; kept only while there are subscribers."""
+        self.touched_us = 0
+        """Latest activity that is not stored yet; 0: none."""
+        self.touched_since_us = 0
+        """The first such: the session was alive then."""
+        self.barriers = 0
+        """Writes acknowledged on acceptance that are not stored yet."""
+        self._write: SessionWrite | None = None
+        self._taken: list[Unit] = []
+        self._cautious = 0
+        """So many units to commit one by one: one of them was rejected in company."""
+        self._crash: Exception | None = None
+        self._crashes: list[float] = []
+        self._woken = False
+        self._wake_ack: Ack | None = None
+
+    def __repr__(self) -> str:
+        return f"<SessionActor {self.id!r} v{self.head.version} seq {self.head.last_seq}>"
+
+    @property
+    def id(self) -> str:
+        return self.head.id
+
+    @property
+    def incarnation(self) -> int:
+        return self.head.incarnation
+
+    @property
+    def busy(self) -> bool:
+        """It must stay hot: something is under way or somebody listens."""
+        return bool(self.scheduled or self.mailbox.dirty_units or self.subscribers or self.touched_us or self.restarting)
+
+    def expires_us(self) -> int | None:
+        """When it becomes unreadable, counting activity that is not stored yet."""
+        head = self.head
+        return expiry_us(max(head.active_us, self.touched_us), head.ttl_us, head.deadline_us)
+
+    def expired(self, now_us: int) -> bool:
+        expires_us = self.expires_us()
+        return expires_us is not None and expires_us <= now_us
+
+    def touch(self, now_us: int) -> None:
+        """Note activity, to be stored with the next write or by the janitor."""
+        if self.head.ttl_us is None or now_us <= self.head.active_us:
+            return
+        if not self.touched_us:
+            self.touched_since_us = now_us
+            self._context.touched(self)
+        self.touched_us = max(self.touched_us, now_us)
+
+    # The mailbox
+
+    def post(self, unit: Unit) -> None:
+        """Accept a unit that the budget has admitted. Units are applied in the order of posts."""
+        self.used = True
+        mailbox = self.mailbox
+        mailbox.queue.append(unit)
+        self._context.budget.accept(mailbox, unit.size)
+        if unit.ack is None and not unit.touch_only:
+            self.barriers += 1
+        if not self.scheduled and not self.restarting:
+            self.scheduled = True
+            self._context.schedule(self)
+
+    # Turns: called by the writer lane
+
+    def take(self, max_units: int, max_bytes: int) -> tuple[SessionWrite, Durability] | None:
+        """Merge what waits into one write. None: nothing can go now; the actor sees to itself."""
+        queue = self.mailbox.queue
+        write = self._new_write()
+        turn = Turn(write, self.state, self.state_bytes, self._context.config.limits)
+        taken, size, durability = self._taken, 0, Durability.MEMORY
+        if self._cautious:
+            self._cautious -= 1
+            max_units = 1
+        while queue and len(taken) < max_units and not write.delete:
+            unit = queue[0]
+            if unit.withdrawn:
+                self._forget(queue.popleft())
+                continue
+            if (taken and size + unit.size > max_bytes) or (unit.compute is not None and not self.exact):
+                break
+            queue.popleft()
+            try:
+                turn.add(unit)
+            except Exception as exc:  # a user's function, or a limit: it fails this unit alone
+                self._refuse(unit, exc)
+                continue
+            unit.taken = True
+            taken.append(unit)
+            size += unit.size
+            write.active_us = max(write.active_us, unit.accepted_us)
+            if unit.durability.rank > durability.rank:
+                durability = unit.durability
+        if not taken:
+            self._nothing_taken()
+            return None
+        write.accepted_us = min(taken[0].accepted_us, self.touched_since_us or taken[0].accepted_us)
+        write.active_us = max(write.active_us, self.touched_us)
+        self._write = write
+        return write, durability
+
+    def _new_write(self) -> SessionWrite:
+        head = self.head
+        return SessionWrite(
+            id=head.id,
+            incarnation=head.incarnation,
+            accepted_us=0,
+            active_us=0,
+            version=head.version,
+            base_seq=head.last_seq,
+            create=head if self.creating else None,
+        )
+
+    def _nothing_taken(self) -> None:
+        self.scheduled = False
+        if self.mailbox.queue:  # a unit that computes needs the exact state first
+            self._wake()
+
+    def settle(self, outcome: Outcome) -> None:
+        """The commit's outcome for the write of the last `take`."""
+        status = outcome.status
+        if status is Status.COMMITTED:
+            self._committed(outcome)
+        elif status is Status.CONFLICT:
+            self._untake()
+            self.exact = False
+            self.scheduled = False
+            self._wake()
+            return
+        elif status is Status.CLOSED:
+            self._fail_taken(SessionClosed(self.id))
+            self.exact = False
+        elif status is Status.EXISTS:
+            self._fail_taken(SessionExists(self.id))
+            self.end()
+        else:
+            self._fail_taken(SessionNotFound(self.id))
+            self.end()
+        self._next_turn()
+
+    def _committed(self, outcome: Outcome) -> None:
+        write = self._write
+        assert write is not None
+        self._advance(write, outcome)
+        self._acknowledge(self._taken, outcome)
+        self._taken, self._write = [], None
+        if self.creating:
+            self.creating = False
+            self._context.created(self)
+        if write.delete:
+            self.end()
+        elif self.subscribers:
+            self._wake_subscribers()
+
+    def _advance(self, write: SessionWrite, outcome: Outcome) -> None:
+        """Bring head, state and ring to what the commit made."""
+        head = self.head
+        new_version = outcome.base_version + write.units
+        last_seq = outcome.base_seq + len(write.events)
+        if head.version == outcome.base_version:
+            self._apply_state(write)
+        elif head.version < new_version:  # others wrote in between; if not, a load has seen this write already
+            self.exact = False
+        if outcome.first_seq > outcome.base_first_seq:
+            self._context.grown(self)
+        if self.subscribers and write.events:
+            self._extend_ring(write, outcome.base_seq)
+        self.head = Head(
+            id=head.id,
+            incarnation=head.incarnation,
+            owner=head.owner,
+            created_us=head.created_us,
+            active_us=max(head.active_us, write.active_us),
+            ttl_us=head.ttl_us,
+            deadline_us=head.deadline_us,
+            status="closed" if write.close else head.status,
+            metadata=head.metadata if write.metadata is None else write.metadata,
+            first_seq=max(head.first_seq, outcome.first_seq),
+            last_seq=max(head.last_seq, last_seq),
+            version=max(head.version, new_version),
+        )
+        if self.touched_us <= write.active_us:
+            self.touched_us = self.touched_since_us = 0
+
+    def _apply_state(self, write: SessionWrite) -> None:
+        if not (write.sets or write.removes or write.cleared):
+            return
+        state, before = self.state, self.state_bytes
+        if write.cleared:
+            state.clear()
+            self.state_bytes = 0
+        for key in write.removes:
+            self._drop_entry(key)
+        for key, (raw, offset) in write.sets.items():
+            self._drop_entry(key)
+            state[key] = StateValue(raw, write.version + offset)
+            self.state_bytes += entry_bytes(key, raw)
+        self._context.resized(self.state_bytes - before)
+
+    def _drop_entry(self, key: str) -> None:
+        old = self.state.pop(key, None)
+        if old is not None:
+            self.state_bytes -= entry_bytes(key, old.raw)
+
+    def _extend_ring(self, write: SessionWrite, base_seq: int) -> None:
+        ring = self.ring
+        if ring and ring[-1].seq != base_seq:
+            ring.clear()
+        for seq, event in enumerate(write.events, base_seq + 1):
+            ring.append(
+                Event(
+                    session_id=write.id,
+                    incarnation=write.incarnation,
+                    seq=seq,
+                    stream=event.stream,
+                    type=event.type,
+                    raw=event.raw,
+                    retry_ms=event.retry_ms,
+                    time_us=event.time_us,
+                )
+            )
+        while len(ring) > self._context.config.actors.ring_events:
+            ring.popleft()
+
+    def _acknowledge(self, units: list[Unit], outcome: Outcome) -> None:
+        version, seq, first_seq, size = outcome.base_version, outcome.base_seq, outcome.base_first_seq, 0
+        for unit in units:
+            size += unit.size
+            if not unit.touch_only:
+                version += 1
+            unit.version = version
+            if unit.events is not None:
+                unit.first_seq = seq + 1
+                seq += len(unit.events)
+            if unit.floor_seq:
+                floor_seq = min(unit.floor_seq, seq + 1)
+                unit.dropped_events = max(0, floor_seq - first_seq)
+                first_seq = max(first_seq, floor_seq)
+            ack = unit.ack
+            if ack is None:
+                self.barriers -= not unit.touch_only
+            elif not ack.done():
+                ack.set_result(None)
+        self._context.budget.release(self.mailbox, len(units), size)
+
+    def _next_turn(self) -> None:
+        self.scheduled = False
+        if self.mailbox.queue and not self.restarting:
+            self.scheduled = True
+            self._context.schedule(self)
+
+    def fail(self, error: Exception) -> None:
+        """The write of the last `take` failed with ``error``; whether it is stored, the error says."""
+        self._fail_taken(error)
+        if isinstance(error, OutcomeUnknown):
+            self.exact = False
+            self._wake()
+        self._next_turn()
+
+    def reject(self, error: Exception) -> None:
+        """The store refuses the write for good: find out which of its units is to blame."""
+        if len(self._taken) > 1:
+            self._cautious = max(self._cautious, len(self._taken))
+            self._untake()
+        else:
+            self._fail_taken(error)
+        self._next_turn()
+
+    def fail_waiting(self, error: Exception) -> None:
+        """Fail what no flush has taken: none of it is stored."""
+        queue = self.mailbox.queue
+        while queue:
+            self._refuse(queue.popleft(), error)
+
+    def crashed(self, error: Exception) -> None:
+        """A turn raised what it never should: fail what is here and start over from the store."""
+        _log.error("actor.crashed", session_id=self.id, exc_info=error)
+        self._fail_taken(ActorCrashed(self.id))
+        self.fail_waiting(ActorCrashed(self.id))
+        self.exact = False
+        self.scheduled = False
+        self.restarting = True
+        self._crash = error
+        self._wake()
+
+    def _untake(self) -> None:
+        self.mailbox.put_back(self._taken)
+        self._taken, self._write = [], None
+
+    def _fail_taken(self, error: Exception) -> None:
+        units, self._taken, self._write = self._taken, [], None
+        for unit in units:
+            self._refuse(unit, error)
+
+    def _refuse(self, unit: Unit, error: Exception) -> None:
+        if unit.ack is None:
+            if not unit.touch_only and not unit.withdrawn:
+                self._context.lost(self, 1, error)
+        elif not unit.ack.done():
+            unit.ack.set_exception(_for_one_caller(error))
+        self._forget(unit)
+
+    def _forget(self, unit: Unit) -> None:
+        """Take a unit off the books without a commit."""
+        if unit.ack is None:
+            self.barriers -= not unit.touch_only
+        self._context.budget.release(self.mailbox, 1, unit.size)
+
+    # What others did: loads and hints
+
+    def adopt(self, snapshot: Snapshot) -> None:
+        """Take over what was read from the store, unless this process knows better by now."""
+        head, state = snapshot.head, snapshot.state
+        if head.version < self.head.version:
+            return
+        if state is not None:
+            before = self.state_bytes
+            self.state = state
+            self.state_bytes = sum(entry_bytes(key, value.raw) for key, value in state.items())
+            self._context.resized(self.state_bytes - before)
+            self.exact = True
+        elif head.version > self.head.version:
+            self.exact = False
+        known = self.head
+        grew = head.last_seq > known.last_seq or head.status != known.status
+        self.head = msgspec.structs.replace(  # touches and trims make no version: keep what was learnt of them
+            head, active_us=max(head.active_us, known.active_us), first_seq=max(head.first_seq, known.first_seq)
+        )
+        if self.touched_us <= head.active_us:
+            self.touched_us = self.touched_since_us = 0
+        if grew:
+            self._wake_subscribers()
+
+    def end(self) -> None:
+        """The session is gone: nothing more can be done here."""
+        if self.ended:
+            return
+        self.ended = True
+        self.fail_waiting(SessionNotFound(self.id))
+        self.touched_us = self.touched_since_us = 0
+        self._context.ended(self)
+        self._wake_subscribers()
+        self._wake()
+
+    def _wake_subscribers(self) -> None:
+        for subscriber in list(self.subscribers):
+            subscriber.wake()
+
+    # The task
+
+    async def run(self) -> None:
+        """The actor's own task: from hydration to passivation. A cancellation leaves no trace."""
+        while not self.ended:
+            if not self._woken:
+                self._wake_ack = self._context.new_ack()
+                await self._wake_ack
+                self._wake_ack = None
+            self._woken = False
+            if self._crash is not None:
+                await self._restart(self._crash)
+            if not self.exact and not self.ended and not self.scheduled:
+                await self._reload()
+
+    def stop(self) -> None:
+        """End the task; the actor is passive now."""
+        self.ended = True
+        self._wake()
+
+    def _wake(self) -> None:
+        self._woken = True
+        if self._wake_ack is not None and not self._wake_ack.done():
+            self._wake_ack.set_result(None)
+
+    async def _reload(self) -> None:
+        try:
+            await self._context.load(self)
+        except HoldfastError as exc:
+            self.fail_waiting(Unavailable(f"the session's state could not be read: {exc}"))
+            return
+        if self.mailbox.queue and not self.scheduled and not self.ended:
+            self.scheduled = True
+            self._context.schedule(self)
+
+    async def _restart(self, crash: Exception) -> None:
+        context = self._context
+        now = context.clock.monotonic()
+        self._crash = None
+        self._crashes, delay_s = context.restart_policy.decide(self._crashes, now)
+        if delay_s is None:
+            _log.error("actor.gave_up", session_id=self.id, crashes=len(self._crashes))
+            self.restarting = False
+            self.fail_waiting(ActorCrashed(self.id))
+            self.ended = True
+            context.ended(self)
+            self._wake_subscribers()
+            return
+        await context.clock.sleep(delay_s)
+        self.restarting = False
+        _log.info("actor.restarted", session_id=self.id, after=repr(crash)[:200])
+
+
+def _for_one_caller(error: Exception) -> Exception:
+    """An exception object of its own for each caller, so that tracebacks do not pile up on one."""
+    if isinstance(error, InvalidInput) or not isinstance(error, HoldfastError):
+        return error
+    copy = error.__class__.__new__(error.__class__, *error.args)
+    copy.__dict__.update(error.__dict__)
+    copy.args = error.args
+    copy.__cause__ = error.__cause__
+    return copy

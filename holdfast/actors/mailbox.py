@@ -1,0 +1,112 @@
+"""Mailboxes: bounded queues of units, and the engine-wide bound over all of them."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+import anyio
+
+from holdfast.actors.unit import Unit
+from holdfast.config import ActorConfig
+from holdfast.errors import Overloaded
+from holdfast.waiting import Ack
+
+__all__ = ["Budget", "Mailbox"]
+
+
+class Mailbox:
+    """The units of one session, in order, until their outcome is known.
+
+    A unit counts against the bounds from acceptance until it is settled, so what a flush holds is
+    counted too.
+    """
+
+    __slots__ = ("dirty_bytes", "dirty_units", "queue", "waiting")
+
+    def __init__(self) -> None:
+        self.queue: deque[Unit] = deque()
+        self.dirty_units = 0
+        self.dirty_bytes = 0
+        self.waiting: deque[Ack] | None = None
+        """Callers held back at this mailbox's own bounds."""
+
+    def put_back(self, units: list[Unit]) -> None:
+        """Return units that a flush took but did not decide, in front and in order."""
+        for unit in units:
+            unit.taken = False
+        self.queue.extendleft(reversed(units))
+
+
+class Budget:
+    """Admission: is there room for one more unit, in its mailbox and in the engine as a whole?"""
+
+    def __init__(self, config: ActorConfig, new_ack: Callable[[], Ack]) -> None:
+        self._config = config
+        self._new_ack = new_ack
+        self._waiting: deque[Ack] = deque()
+        self.dirty_bytes = 0
+        self.refused = 0
+
+    def admits(self, mailbox: Mailbox, size: int) -> bool:
+        """Whether a unit fits now. An empty mailbox takes one unit of any size."""
+        return self._full_bound(mailbox, size) is None
+
+    def _full_bound(self, mailbox: Mailbox, size: int) -> str | None:
+        config = self._config
+        if not mailbox.dirty_units:
+            return None
+        if mailbox.dirty_units >= config.mailbox_units:
+            return "mailbox_units"
+        if mailbox.dirty_bytes + size > config.mailbox_bytes:
+            return "mailbox_bytes"
+        if self.dirty_bytes + size > config.max_dirty_bytes:
+            return "max_dirty_bytes"
+        return None
+
+    async def wait_for_room(self, mailbox: Mailbox, size: int) -> None:
+        """Hold the caller until `admits`.
+
+        Raises: `Overloaded`, naming the bound, after ``overload_wait_s``. Nothing was stored.
+        """
+        with anyio.move_on_after(self._config.overload_wait_s):
+            while (bound := self._full_bound(mailbox, size)) is not None:
+                ack = self._new_ack()
+                self._queue_for(bound, mailbox).append(ack)
+                await ack
+            return
+        self.refused += 1
+        bound = self._full_bound(mailbox, size) or "mailbox_units"
+        raise Overloaded(bound, limit=getattr(self._config, bound))
+
+    def _queue_for(self, bound: str, mailbox: Mailbox) -> deque[Ack]:
+        if bound == "max_dirty_bytes":
+            return self._waiting
+        if mailbox.waiting is None:
+            mailbox.waiting = deque()
+        return mailbox.waiting
+
+    def accept(self, mailbox: Mailbox, size: int) -> None:
+        mailbox.dirty_units += 1
+        mailbox.dirty_bytes += size
+        self.dirty_bytes += size
+
+    def release(self, mailbox: Mailbox, units: int, size: int) -> None:
+        """So many units of the mailbox are decided: let as many of those who wait look again."""
+        mailbox.dirty_units -= units
+        mailbox.dirty_bytes -= size
+        self.dirty_bytes -= size
+        if mailbox.waiting:
+            _wake(mailbox.waiting, units if mailbox.dirty_units else None)
+        if self._waiting:
+            _wake(self._waiting, units if self.dirty_bytes else None)
+
+
+def _wake(waiting: deque[Ack], count: int | None) -> None:
+    """Wake the first ``count`` (None: all) that have not given up."""
+    while waiting and count != 0:
+        ack = waiting.popleft()
+        if not ack.done():
+            ack.set_result(None)
+            if count is not None:
+                count -= 1

@@ -1,0 +1,67 @@
+"""The circuit breaker: when a store fails, callers are told at once instead of queueing up."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import structlog
+
+from holdfast.clock import Clock
+from holdfast.config import WriterConfig
+from holdfast.errors import Unavailable
+
+__all__ = ["Breaker"]
+
+_log = structlog.stdlib.get_logger("holdfast.breaker")
+
+
+class Breaker:
+    """Counts failures in a row. One for all lanes and readers of a backend.
+
+    closed: all is well. open: work is refused. half-open: the cool-down is over, and whatever comes
+    next is the probe; it closes the breaker or opens it anew.
+    """
+
+    def __init__(self, config: WriterConfig, clock: Clock) -> None:
+        self._config = config
+        self._clock = clock
+        self._failures = 0
+        self._failing_since = 0.0
+        self._last_failure = 0.0
+        self._reason = ""
+        self.opened = 0
+        """How often it has opened."""
+
+    @property
+    def state(self) -> Literal["closed", "open", "half-open"]:
+        if self._failures < self._config.breaker_failures:
+            return "closed"
+        if self._clock.monotonic() - self._last_failure < self._config.breaker_cooldown_s:
+            return "open"
+        return "half-open"
+
+    @property
+    def failing_since(self) -> float | None:
+        """When the current run of failures began (monotonic seconds); None: the last attempt went well."""
+        return self._failing_since if self._failures else None
+
+    def check(self) -> None:
+        """Raises: `Unavailable` while open. Nothing was stored."""
+        if self._failures and self.state == "open":
+            raise Unavailable(f"the store has been failing, and is left alone for a moment: {self._reason}")
+
+    def success(self) -> None:
+        if self._failures >= self._config.breaker_failures:
+            _log.info("breaker.closed", failures=self._failures)
+        self._failures = 0
+
+    def failure(self, error: Exception) -> None:
+        now = self._clock.monotonic()
+        if not self._failures:
+            self._failing_since = now
+        self._failures += 1
+        self._last_failure = now
+        self._reason = str(error)
+        if self._failures == self._config.breaker_failures:
+            self.opened += 1
+            _log.warning("breaker.opened", failures=self._failures, error=self._reason)

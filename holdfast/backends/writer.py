@@ -1,0 +1,350 @@
+"""The writer: lanes that group-commit the writes of many sessions.
+
+A lane flushes as soon as its previous flush has ended. A lone write goes at once; while a flush is
+under way, what arrives waits and becomes the next one, so batches grow with the load by themselves
+(natural batching; compare group commit in databases). The writes of one session stay on one lane
+and in one flush at a time, which keeps their order.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol, TypeVar
+from zlib import crc32
+
+import anyio
+import msgspec
+import structlog
+
+from holdfast.backends.base import Backend, Batch, Marker, Outcome, SessionWrite
+from holdfast.backends.breaker import Breaker
+from holdfast.clock import Clock
+from holdfast.config import WriterConfig
+from holdfast.errors import HoldfastError, OutcomeUnknown, Rejected, Unavailable
+from holdfast.model import Durability
+from holdfast.waiting import Ack
+
+__all__ = ["LaneStatistics", "WriteSource", "Writer"]
+
+_log = structlog.stdlib.get_logger("holdfast.writer")
+
+_T = TypeVar("_T")
+
+
+class WriteSource(Protocol):
+    """Where a lane gets its writes from: a session actor. None of these may block."""
+
+    @property
+    def id(self) -> str: ...
+
+    def take(self, max_units: int, max_bytes: int) -> tuple[SessionWrite, Durability] | None:
+        """The next write and the level it needs; None if there is nothing to write now."""
+        ...
+
+    def settle(self, outcome: Outcome) -> None: ...
+
+    def fail(self, error: Exception) -> None:
+        """The write was not stored, or (`OutcomeUnknown`) may be."""
+        ...
+
+    def reject(self, error: Exception) -> None:
+        """The store refuses this very write for good."""
+        ...
+
+    def crashed(self, error: Exception) -> None:
+        """One of these methods raised."""
+        ...
+
+
+class LaneStatistics(msgspec.Struct, frozen=True, kw_only=True):
+    """Counts since the lane started. Times in seconds."""
+
+    queued: int
+    flushes: int
+    writes: int
+    events: int
+    largest_batch: int
+    retries: int
+    bisections: int
+    resolved: int
+    """Commits whose outcome was unknown and then found out."""
+    failed_writes: int
+    busy_s: float
+    """Time spent in commits."""
+
+
+class _Taken(NamedTuple):
+    source: WriteSource
+    write: SessionWrite
+    durability: Durability
+
+
+class Lane:
+    """One flush at a time, from a queue of sources."""
+
+    def __init__(self, writer: Writer, number: int) -> None:
+        self._writer = writer
+        self._number = number
+        self._flush_number = 0
+        self._ready: deque[WriteSource] = deque()
+        self._idle_ack: Ack | None = None
+        self._flushing = False
+        self._flushes = self._writes = self._events = self._largest = 0
+        self._retries = self._bisections = self._resolved = self._failed = 0
+        self._busy_s = 0.0
+
+    def schedule(self, source: WriteSource) -> None:
+        self._ready.append(source)
+        if self._idle_ack is not None and not self._idle_ack.done():
+            self._idle_ack.set_result(None)
+
+    @property
+    def idle(self) -> bool:
+        return not self._ready and not self._flushing
+
+    async def run(self) -> None:
+        """Flush until cancelled. A cancellation fails what is being flushed with `OutcomeUnknown`."""
+        writer = self._writer
+        while True:
+            while not self._ready:
+                self._idle_ack = writer.new_ack()
+                await self._idle_ack
+                self._idle_ack = None
+            if writer.config.linger_s:
+                await writer.clock.sleep(writer.config.linger_s)
+            taken = self._gather()
+            if taken:
+                self._flushing = True
+                try:
+                    await self._flush(taken)
+                finally:
+                    self._flushing = False
+
+    def _gather(self) -> list[_Taken]:
+        """One write each from as many sources as a batch may hold, in round-robin order."""
+        writer, ready = self._writer, self._ready
+        room, max_units = writer.max_batch_bytes, writer.config.max_session_units
+        taken: dict[str, _Taken] = {}
+        later: list[WriteSource] = []
+        while ready and len(taken) < writer.max_batch_sessions and room > 0:
+            source = ready.popleft()
+            if source.id in taken:  # another incarnation of the same id: one after the other
+                later.append(source)
+                continue
+            try:
+                pair = source.take(max_units, room)
+            except Exception as exc:
+                source.crashed(exc)
+                continue
+            if pair is not None:
+                write, durability = pair
+                taken[source.id] = _Taken(source, write, durability)
+                room -= _size(write)
+        ready.extend(later)
+        return list(taken.values())
+
+    async def _flush(self, taken: Sequence[_Taken]) -> None:
+        """Commit, and give every source its outcome, whatever happens."""
+        try:
+            outcomes = await self._commit(taken)
+        except Rejected as exc:
+            await self._bisect(taken, exc)
+        except HoldfastError as exc:
+            self._failed += len(taken)
+            _log.error("writer.flush_failed", lane=self._number, writes=len(taken), error=str(exc))
+            for source, _, _ in taken:
+                _tell(source, source.fail, exc)
+        except BaseException:  # cancelled: shutting down past the deadline
+            for source, _, _ in taken:
+                _tell(source, source.fail, OutcomeUnknown("the engine was stopped during the commit"))
+            raise
+        else:
+            self._flushes += 1
+            self._writes += len(taken)
+            self._largest = max(self._largest, len(taken))
+            for (source, write, _), outcome in zip(taken, outcomes, strict=True):
+                self._events += len(write.events)
+                _tell(source, source.settle, outcome)
+
+    async def _bisect(self, taken: Sequence[_Taken], error: Rejected) -> None:
+        """One of the writes is poison, and nothing was stored: find it by halves, save the others."""
+        if len(taken) == 1:
+            self._failed += 1
+            _log.error("writer.rejected", session_id=taken[0].write.id, error=str(error))
+            _tell(taken[0].source, taken[0].source.reject, error)
+            return
+        self._bisections += 1
+        middle = len(taken) // 2
+        await self._flush(taken[:middle])
+        await self._flush(taken[middle:])
+
+    async def _commit(self, taken: Sequence[_Taken]) -> list[Outcome]:
+        """One commit, tried again on passing errors; unknown outcomes are found out.
+
+        Raises: `Rejected`, `Unavailable` (nothing is stored) or `OutcomeUnknown`.
+        """
+        writer = self._writer
+        writes = [item.write for item in taken]
+        durability = max((item.durability for item in taken), key=lambda level: level.rank)
+        backoff = writer.backoff()
+        started = writer.clock.monotonic()
+        try:
+            while True:
+                self._flush_number += 1
+                marker = Marker(writer.name, self._number, self._flush_number)
+                try:
+                    return await self._attempt(writes, marker, durability)
+                except OutcomeUnknown as exc:
+                    outcomes = await self._resolve(marker, exc)
+                    if outcomes is not None:
+                        return outcomes
+                except Unavailable as exc:
+                    await backoff.wait_or_raise(exc)
+                self._retries += 1
+        finally:
+            self._busy_s += writer.clock.monotonic() - started
+
+    async def _attempt(self, writes: list[SessionWrite], marker: Marker, durability: Durability) -> list[Outcome]:
+        writer = self._writer
+        batch = Batch(
+            writes=writes,
+            marker=marker,
+            durability=durability,
+            now_us=writer.clock.now_us(),
+            max_events=writer.max_events,
+        )
+        try:
+            with anyio.fail_after(writer.config.commit_timeout_s):
+                outcomes = await writer.backend.commit(batch)
+        except TimeoutError as exc:
+            error = OutcomeUnknown(f"the commit was not answered within {writer.config.commit_timeout_s:g} s")
+            writer.breaker.failure(error)
+            raise error from exc
+        except Rejected:
+            writer.breaker.success()
+            raise
+        except HoldfastError as exc:
+            writer.breaker.failure(exc)
+            raise
+        except Exception as exc:
+            _log.error("backend.commit_crashed", exc_info=exc)
+            writer.breaker.failure(exc)
+            raise OutcomeUnknown(f"the backend failed in a way it does not document: {exc!r}") from exc
+        writer.breaker.success()
+        return outcomes
+
+    async def _resolve(self, marker: Marker, unknown: OutcomeUnknown) -> list[Outcome] | None:
+        """Ask until the store answers. Raises: ``unknown`` if it does not, for ``retry_for_s``."""
+        writer = self._writer
+        backoff = writer.backoff()
+        while True:
+            try:
+                with anyio.fail_after(writer.config.read_timeout_s):
+                    outcomes = await writer.backend.resolve(marker)
+            except (TimeoutError, HoldfastError) as exc:
+                writer.breaker.failure(exc)
+                try:
+                    await backoff.wait_or_raise(exc)
+                except (TimeoutError, HoldfastError):
+                    raise unknown from exc
+            else:
+                self._resolved += 1
+                _log.warning("writer.outcome_resolved", lane=self._number, committed=outcomes is not None)
+                return outcomes
+
+    def statistics(self) -> LaneStatistics:
+        return LaneStatistics(
+            queued=len(self._ready),
+            flushes=self._flushes,
+            writes=self._writes,
+            events=self._events,
+            largest_batch=self._largest,
+            retries=self._retries,
+            bisections=self._bisections,
+            resolved=self._resolved,
+            failed_writes=self._failed,
+            busy_s=self._busy_s,
+        )
+
+
+def _size(write: SessionWrite) -> int:
+    """About how many bytes the write moves."""
+    size = 200 + sum(len(raw) for raw, _ in write.sets.values())
+    for event in write.events:
+        size += len(event.raw) + 100
+    return size
+
+
+def _tell(source: WriteSource, method: Callable[[_T], None], argument: _T) -> None:
+    """Call a source; an error in it is its own crash, and no other's."""
+    try:
+        method(argument)
+    except Exception as exc:
+        source.crashed(exc)
+
+
+class _Backoff:
+    """Exponential delays with full jitter, until the store has been failing for ``retry_for_s``.
+
+    Counted from when the store began to fail, so that what queues up behind the first failing flush
+    does not wait as long again.
+    """
+
+    def __init__(self, config: WriterConfig, clock: Clock, breaker: Breaker) -> None:
+        self._config = config
+        self._clock = clock
+        self._breaker = breaker
+        self._started = clock.monotonic()
+        self._delay_s = config.backoff_initial_s
+
+    async def wait_or_raise(self, error: Exception) -> None:
+        """Wait before the next attempt. Raises: ``error`` if time is up."""
+        since = self._breaker.failing_since
+        started = self._started if since is None else min(since, self._started)
+        if self._clock.monotonic() - started >= self._config.retry_for_s:
+            raise error
+        await self._clock.sleep(self._delay_s * random.uniform(0.5, 1.0))
+        self._delay_s = min(self._delay_s * 2, self._config.backoff_max_s)
+
+
+class Writer:
+    """All lanes to one backend. ``name`` is unique to this run of this process."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        config: WriterConfig,
+        *,
+        name: str,
+        clock: Clock,
+        breaker: Breaker,
+        new_ack: Callable[[], Ack],
+        max_events: int | None,
+    ) -> None:
+        self.backend = backend
+        self.config = config
+        self.name = name
+        self.clock = clock
+        self.breaker = breaker
+        self.new_ack = new_ack
+        self.max_events = max_events
+        capabilities = backend.capabilities
+        own_bound = capabilities.max_batch_sessions or config.max_batch_sessions
+        self.max_batch_sessions = min(config.max_batch_sessions, own_bound)
+        self.max_batch_bytes = config.max_batch_bytes
+        self.lanes = [Lane(self, number) for number in range(config.lanes or capabilities.preferred_lanes)]
+
+    def schedule(self, source: WriteSource) -> None:
+        """Queue a source for its next turn. Not while it is queued or taken already."""
+        lanes = self.lanes
+        lane = lanes[0] if len(lanes) == 1 else lanes[crc32(source.id.encode()) % len(lanes)]
+        lane.schedule(source)
+
+    def backoff(self) -> _Backoff:
+        return _Backoff(self.config, self.clock, self.breaker)
+
+    @property
+    def idle(self) -> bool:
+        return all(lane.idle for lane in self.lanes)
