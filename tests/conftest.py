@@ -19,9 +19,9 @@ _NO_UVLOOP = pytest.mark.skipif(find_spec("uvloop") is None, reason="uvloop is n
 @pytest.fixture(
     scope="session",
     params=[
-        pytest.param(("asyncio", {}), id="asyncio"),
+        pytest.param("asyncio", id="asyncio"),
         pytest.param(("asyncio", {"use_uvloop": True}), id="asyncio+uvloop", marks=_NO_UVLOOP),
-        pytest.param(("trio", {}), id="trio"),
+        pytest.param("trio", id="trio"),
     ],
 )
 def anyio_backend(request: pytest.FixtureRequest) -> Any:

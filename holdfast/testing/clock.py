@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -73,7 +73,7 @@ class ManualClock:
             await checkpoint()
 
     @asynccontextmanager
-    async def flowing(self, step_s: float = 0.05) -> AsyncIterator[None]:
+    async def flowing(self, step_s: float = 0.05) -> AsyncGenerator[None, None]:
         """Within the block, time passes by itself: ``step_s`` per real millisecond.
 
         For code that waits by the clock and for a store's threads in turn (retries, backoff),

@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 import anyio
@@ -29,7 +29,7 @@ def live_threads() -> set[threading.Thread]:
 
 
 @asynccontextmanager
-async def assert_no_leaks(*, patience_s: float = 2.0) -> AsyncIterator[None]:
+async def assert_no_leaks(*, patience_s: float = 2.0) -> AsyncGenerator[None, None]:
     """The block leaves no thread, task or open file behind that was not there before.
 
     Raises: `Leaks`, if something is still there ``patience_s`` (real time) after the block.

@@ -1,0 +1,16 @@
+"""The contract kit, bound to the memory backend: two backends on one `MemoryData` are two instances."""
+
+from __future__ import annotations
+
+import pytest
+
+from holdfast.backends.memory import MemoryBackend, MemoryData
+from holdfast.testing.contract import BackendContract
+from holdfast.testing.contract.base import MakeBackend
+
+
+class TestMemory(BackendContract):
+    @pytest.fixture
+    def make_backend(self) -> MakeBackend:
+        data = MemoryData()
+        return lambda: MemoryBackend(shared=data)
