@@ -1,0 +1,131 @@
+"""The command line: ``python -m bench append | get | memory | replay | all``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast, get_args
+
+import click
+from rich.console import Console
+
+from bench import append as append_bench
+from bench import get as get_bench
+from bench import memory as memory_bench
+from bench import replay as replay_bench
+from bench.figures import Section
+from bench.machine import look_at_machine
+from bench.report import Report, as_json, print_report
+from bench.runner import Loop, Settings, Void
+
+__all__ = ["main"]
+
+_SCALES = (1, 100, 1_000)
+_QUICK_SCALES = (1, 10)
+_QUICK_FSYNCS = 20
+
+Benchmark = Callable[[Settings], list[Section]]
+
+
+def _shared_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The flags that every benchmark takes."""
+    options = [
+        click.option("--loop", type=click.Choice(get_args(Loop)), default="asyncio", show_default=True),
+        click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="Interleaved rounds."),
+        click.option("--quick", is_flag=True, help="One tiny round, to see that everything works."),
+        click.option("--json", "json_output", is_flag=True, help="One JSON object, every round's values included."),
+        click.option(
+            "--folder",
+            type=click.Path(exists=True, file_okay=False, writable=True, path_type=Path),
+            help="Where to make the databases: choose the disk that matters to you.",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _append_options(command: Callable[..., None]) -> Callable[..., None]:
+    sessions = click.option(
+        "--sessions", type=click.IntRange(min=1), multiple=True, help="Waiting sessions; repeatable.  [1, 100, 1000]"
+    )
+    events = click.option("--events", type=click.IntRange(min=1), help="Events in each run, of every competitor.")
+    return sessions(events(command))
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Measure Holdfast against what one would use instead, on this machine."""
+
+
+@main.command()
+@_append_options
+@_shared_options
+def append(sessions: tuple[int, ...], events: int | None, **options: Any) -> None:
+    """Durable appends per second, and the latency of one alone."""
+    _run([_append_benchmark(sessions, events)], **options)
+
+
+@main.command()
+@_shared_options
+def get(**options: Any) -> None:
+    """A hot get where nobody else can write."""
+    _run([get_bench.run], **options)
+
+
+@main.command()
+@_shared_options
+def memory(**options: Any) -> None:
+    """Bytes of an idle hot session."""
+    _run([memory_bench.run], **options)
+
+
+@main.command()
+@_shared_options
+def replay(**options: Any) -> None:
+    """Reading 10,000 events back."""
+    _run([replay_bench.run], **options)
+
+
+@main.command("all")
+@_append_options
+@_shared_options
+def run_all(sessions: tuple[int, ...], events: int | None, **options: Any) -> None:
+    """Everything above."""
+    _run([_append_benchmark(sessions, events), get_bench.run, memory_bench.run, replay_bench.run], **options)
+
+
+def _append_benchmark(sessions: tuple[int, ...], events: int | None) -> Benchmark:
+    def run(settings: Settings) -> list[Section]:
+        chosen = sessions or (_QUICK_SCALES if settings.quick else _SCALES)
+        return append_bench.run(settings, chosen, events)
+
+    return run
+
+
+def _run(
+    benchmarks: Sequence[Benchmark], *, loop: str, rounds: int, quick: bool, json_output: bool, folder: Path | None
+) -> None:
+    """Run, then print. A void run ends with exit code 1. A missed bar does not: the table says it."""
+    errors = Console(stderr=True)
+    with errors.status("") as status:
+        settings = Settings(
+            loop=cast("Loop", loop),
+            rounds=1 if quick else rounds,
+            quick=quick,
+            folder=folder,
+            isolate=not quick,
+            progress=status.update,
+        )
+        machine = look_at_machine(settings.parent_folder, fsyncs=_QUICK_FSYNCS if quick else 300)
+        try:
+            sections = [section for benchmark in benchmarks for section in benchmark(settings)]
+        except Void as void:
+            errors.print(f"The run is void. {void}", style="bold red")
+            sys.exit(1)
+    report = Report(machine=machine, loop=loop, rounds=settings.rounds, quick=quick, sections=sections)
+    if json_output:
+        click.echo(as_json(report))
+    else:
+        print_report(report, Console())

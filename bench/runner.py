@@ -1,0 +1,65 @@
+"""How measurements are run: each in a process of its own, on the loop asked for, round after round."""
+
+from __future__ import annotations
+
+import gc
+import tempfile
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Literal, TypeVar, TypeVarTuple
+
+import anyio
+import msgspec
+
+__all__ = ["LOOPS", "Loop", "Settings", "Void", "isolated", "run_on"]
+
+Args = TypeVarTuple("Args")
+T = TypeVar("T")
+
+Loop = Literal["asyncio", "uvloop", "trio"]
+LOOPS: tuple[Loop, ...] = ("asyncio", "uvloop", "trio")
+
+
+class Void(Exception):
+    """A run whose store did not hold afterwards what was acknowledged: its figures count for nothing."""
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """What the command line asks of every benchmark."""
+
+    loop: Loop = "asyncio"
+    rounds: int = 5
+    quick: bool = False
+    """Tiny sizes, to see that everything works."""
+    folder: Path | None = None
+    """Where the databases are made; None: the system's folder for temporary files."""
+    isolate: bool = True
+    """Each measurement in a fresh process, so that none inherits another's heap, threads or caches."""
+    progress: Callable[[str], None] = lambda _line: None
+
+    @property
+    def parent_folder(self) -> Path:
+        """The folder that all databases of the run are made below."""
+        return self.folder or Path(tempfile.gettempdir())
+
+
+def run_on(loop: Loop, function: Callable[[*Args], Coroutine[Any, Any, T]], *args: *Args) -> T:
+    """Run the async ``function`` to its end on a new event loop, on a clean heap."""
+    gc.collect()
+    if loop == "trio":
+        return anyio.run(function, *args, backend="trio")
+    return anyio.run(function, *args, backend="asyncio", backend_options={"use_uvloop": loop == "uvloop"})
+
+
+def isolated(settings: Settings, measure: Callable[[Path], T]) -> T:
+    """Call ``measure`` with an empty folder, in a fresh process if ``settings`` say so.
+
+    ``measure`` must then be picklable. What it raises is raised here.
+    """
+    with tempfile.TemporaryDirectory(dir=settings.parent_folder, prefix="holdfast-bench-") as name:
+        if not settings.isolate:
+            return measure(Path(name))
+        with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
+            return pool.submit(measure, Path(name)).result()

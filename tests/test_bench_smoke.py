@@ -1,0 +1,130 @@
+"""The bench suite runs, at sizes that measure nothing; its arithmetic and its checks are right."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from bench import append
+from bench.cli import main
+from bench.competitors import layout
+from bench.competitors.aiosqlite_each import AiosqliteEach
+from bench.competitors.base import Workload, check_stored
+from bench.figures import Bar, Figure, paired, percentile
+from bench.runner import LOOPS, Loop, Settings, Void, isolated
+
+WORKLOAD = Workload(sessions=3, events_each=4)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("name", append.COMPETITORS)
+def test_every_competitor_stores_what_it_acknowledges(name: str, loop: Loop, tmp_path: Path) -> None:
+    timing = append.measure(name, loop, WORKLOAD, tmp_path)
+    assert timing.events_per_s > 0
+    assert timing.latencies_us == []
+
+
+@pytest.mark.parametrize("name", ["holdfast", "each", "inline", "mcp-persist"])
+def test_a_session_alone_is_timed_append_by_append(name: str, tmp_path: Path) -> None:
+    timing = append.measure(name, "asyncio", Workload(1, 5), tmp_path)
+    assert len(timing.latencies_us) == 5
+
+
+def _stored_rows(tmp_path: Path, *statements: str) -> Sequence[int]:
+    append.measure("each", "asyncio", WORKLOAD, tmp_path)
+    with sqlite3.connect(tmp_path / layout.DATABASE) as connection:
+        for statement in statements:
+            assert connection.execute(statement).rowcount == 1
+    connection.close()
+    check_stored(AiosqliteEach(tmp_path, WORKLOAD), WORKLOAD)
+    return layout.stored(tmp_path)
+
+
+def test_the_check_passes_what_is_whole(tmp_path: Path) -> None:
+    assert _stored_rows(tmp_path) == [4, 4, 4]
+
+
+@pytest.mark.parametrize(
+    "statements",
+    [
+        pytest.param(["DELETE FROM events WHERE incarnation = 2 AND seq = 2"], id="an event is missing"),
+        pytest.param(["DELETE FROM events WHERE incarnation = 2 AND seq = 4"], id="the last event is missing"),
+        pytest.param(["UPDATE sessions SET last_seq = 9 WHERE incarnation = 1"], id="the head is off"),
+        pytest.param(["UPDATE events SET seq = 7 WHERE incarnation = 3 AND seq = 4"], id="a number is skipped"),
+        pytest.param(
+            [
+                "DELETE FROM events WHERE incarnation = 2 AND seq = 4",
+                "UPDATE sessions SET last_seq = 3 WHERE incarnation = 2",
+            ],
+            id="an event never was",
+        ),
+    ],
+)
+def test_a_store_that_lost_something_voids_the_run(statements: list[str], tmp_path: Path) -> None:
+    with pytest.raises(Void):
+        _stored_rows(tmp_path, *statements)
+
+
+def test_a_measurement_has_a_process_and_a_folder_of_its_own(tmp_path: Path) -> None:
+    process, entries = isolated(Settings(folder=tmp_path), _look_around)
+    assert process != os.getpid()
+    assert entries == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def _look_around(folder: Path) -> tuple[int, list[str]]:
+    return os.getpid(), os.listdir(folder)
+
+
+def test_ratios_are_taken_round_by_round() -> None:
+    ours = Figure(name="ours", unit="events/s", values=[10.0, 20.0, 90.0])
+    other = Figure(name="other", unit="events/s", values=[20.0, 10.0, 30.0])
+    ratio = paired("ratio", ours, other, Bar(at_least=2.0))
+    assert ratio.values == [0.5, 2.0, 3.0]
+    assert (ratio.median, ratio.low, ratio.high, ratio.met) == (2.0, 0.5, 3.0, True)
+
+
+def test_bars_have_a_side() -> None:
+    assert Bar(at_most=1.5).met_by(1.5)
+    assert not Bar(at_most=1.5).met_by(1.6)
+    assert not Bar(at_least=5.0).met_by(4.9)
+
+
+def test_percentiles_are_values_that_occurred() -> None:
+    values = [float(value) for value in range(100, 0, -1)]
+    assert percentile(values, 0.50) == 51
+    assert percentile(values, 0.99) == 100
+    assert percentile([7.0], 0.99) == 7
+    with pytest.raises(ValueError, match="no values"):
+        percentile([], 0.5)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_the_whole_suite_runs_and_reports_json(loop: Loop, tmp_path: Path) -> None:
+    outcome = CliRunner().invoke(main, ["all", "--quick", "--json", "--loop", loop, "--folder", str(tmp_path)])
+    assert outcome.exit_code == 0, outcome.output
+    report = json.loads(outcome.stdout)
+    assert report["quick"] is True
+    assert report["machine"]["fsync_p50_us"] > 0
+    titles = " ".join(section["title"] for section in report["sections"])
+    for benchmark in ("append", "get", "memory", "replay"):
+        assert benchmark in titles
+    for section in report["sections"]:
+        assert all(len(figure["values"]) == 1 for figure in section["figures"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tables_for_people(tmp_path: Path) -> None:
+    outcome = CliRunner().invoke(
+        main, ["append", "--quick", "--sessions", "2", "--events", "6", "--folder", str(tmp_path)]
+    )
+    assert outcome.exit_code == 0, outcome.output
+    assert "2 sessions" in outcome.stdout
+    assert "holdfast / ceiling" in outcome.stdout
+    assert "too small" in outcome.stdout
