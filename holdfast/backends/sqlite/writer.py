@@ -1,0 +1,67 @@
+"""What the write connection's thread does and remembers."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+from holdfast.backends.base import Batch, Outcome
+from holdfast.backends.sqlite import schema
+from holdfast.backends.sqlite.checkpoint import Checkpointer
+from holdfast.backends.sqlite.commit import commit_batch
+from holdfast.backends.sqlite.config import SQLiteConfig
+from holdfast.backends.sqlite.connection import open_writer, set_durability
+from holdfast.model import Durability
+
+__all__ = ["WriterThread"]
+
+T = TypeVar("T")
+
+
+class WriterThread:
+    """Every method blocks and belongs in the write connection's thread."""
+
+    def __init__(self, config: SQLiteConfig) -> None:
+        self._config: Final = config
+        self._checkpointer: Final = None if config.exclusive else Checkpointer(config)
+        self._durability: Durability | None = None
+        self._data_version = 0
+
+    def open(self) -> sqlite3.Connection:
+        connection = open_writer(self._config, schema.check)
+        try:
+            schema.migrate(connection)
+            self._data_version = _data_version(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def close(self, _connection: sqlite3.Connection) -> None:
+        """Leave the write connection alone in this process, so that closing it empties the log."""
+        if self._checkpointer is not None:
+            self._checkpointer.close()
+
+    def commit(self, connection: sqlite3.Connection, batch: Batch) -> list[Outcome]:
+        if batch.durability is not self._durability:
+            set_durability(connection, batch.durability)
+            self._durability = batch.durability
+        return self.write(connection, lambda writer: commit_batch(writer, batch))
+
+    def write(self, connection: sqlite3.Connection, function: Callable[[sqlite3.Connection], T]) -> T:
+        """A transaction, and the checkpoint that it may make due."""
+        result = function(connection)
+        if self._checkpointer is not None:
+            self._checkpointer.after_commit(connection)
+        return result
+
+    def others_have_committed(self, connection: sqlite3.Connection) -> bool:
+        """Whether another connection has, since the last call or the opening."""
+        known, self._data_version = self._data_version, _data_version(connection)
+        return self._data_version != known
+
+
+def _data_version(connection: sqlite3.Connection) -> int:
+    version: int = connection.execute("PRAGMA data_version").fetchone()[0]
+    return version
