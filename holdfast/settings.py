@@ -216,7 +216,7 @@ def describe_type(type_: Any) -> str:
 def suggestion(name: str, known: Iterable[str]) -> str:
     """``; did you mean 'x'?`` if one of the known names is close, else nothing."""
     known = list(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+    close = difflib.get_close_matches(name, known, n=1)
     if not close:  # the section was left out
         close = [full for full in known if full.rpartition(".")[2] == name]
     return f"; did you mean {close[0]!r}?" if close else ""
