@@ -76,10 +76,12 @@ def _check_text(text: str, path: str) -> None:
 
 def encode_typed(value: Any, path: str) -> bytes:
     """As `encode`, and also dataclasses, msgspec structs, attrs classes and pydantic models."""
+    if type(value) in _PLAIN_TYPES:
+        return encode(value, path)
     dump = getattr(value, "model_dump", None)
     if dump is not None and not isinstance(value, type):
         return encode(dump(mode="json"), path)
-    if is_structured(value):
+    if _is_structured(value):
         try:
             value = msgspec.to_builtins(value)
         except (TypeError, ValueError, RecursionError) as exc:
@@ -87,7 +89,10 @@ def encode_typed(value: Any, path: str) -> bytes:
     return encode(value, path)
 
 
-def is_structured(value: Any) -> bool:
+_PLAIN_TYPES: Final = frozenset({dict, list, tuple, str, int, float, bool, type(None)})
+
+
+def _is_structured(value: Any) -> bool:
     """Whether ``value`` is an instance of a record type that msgspec can turn into a dict."""
     cls = type(value)
     return isinstance(value, msgspec.Struct) or dataclasses.is_dataclass(cls) or hasattr(cls, "__attrs_attrs__")

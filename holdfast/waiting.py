@@ -15,7 +15,7 @@ import sniffio
 if TYPE_CHECKING:
     import trio
 
-__all__ = ["Ack", "ack_factory"]
+__all__ = ["Ack", "Signal", "ack_factory"]
 
 
 class Ack(Protocol):
@@ -82,3 +82,27 @@ class _TrioAck:
         self._done = True
         self._task = None
         return lowlevel.Abort.SUCCEEDED
+
+
+class Signal:
+    """Wakes one task, any number of times; a `set` while nobody waits is kept for the next wait."""
+
+    def __init__(self, new_ack: Callable[[], Ack]) -> None:
+        self._new_ack = new_ack
+        self._ack: Ack | None = None
+        self._set = False
+
+    def set(self) -> None:
+        self._set = True
+        if self._ack is not None and not self._ack.done():
+            self._ack.set_result(None)
+
+    async def wait(self) -> None:
+        """Return once `set` has been called since the last wait. For one task at a time."""
+        while not self._set:
+            self._ack = self._new_ack()
+            try:
+                await self._ack
+            finally:
+                self._ack = None
+        self._set = False

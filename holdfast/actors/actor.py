@@ -84,7 +84,11 @@ class ActorContext(Protocol):
         ...
 
     def ended(self, actor: SessionActor) -> None:
-        """The session is gone, or the actor gave up: drop it."""
+        """The session is gone: drop the actor."""
+        ...
+
+    def gave_up(self, actor: SessionActor) -> None:
+        """It crashed too often: drop it. The session itself is well, and its next user hydrates it."""
         ...
 
     def lost(self, actor: SessionActor, units: int, error: Exception) -> None:
@@ -294,7 +298,7 @@ class SessionActor:
         if write.delete:
             self.end()
         elif self.subscribers:
-            self._wake_subscribers()
+            self.wake_subscribers()
 
     def _advance(self, write: SessionWrite, outcome: Outcome) -> None:
         """Bring head, state and ring to what the commit made."""
@@ -323,8 +327,16 @@ class SessionActor:
             last_seq=max(head.last_seq, last_seq),
             version=max(head.version, new_version),
         )
-        if self.touched_us <= write.active_us:
+        self._touches_stored(write.active_us)
+
+    def _touches_stored(self, active_us: int) -> None:
+        if not self.touched_us:
+            return
+        if self.touched_us <= active_us:
             self.touched_us = self.touched_since_us = 0
+        else:  # active again since the write was taken; alive by what it has stored
+            self.touched_since_us = max(self.touched_since_us, active_us)
+            self._context.touched(self)
 
     def _apply_state(self, write: SessionWrite) -> None:
         if not (write.sets or write.removes or write.cleared):
@@ -438,8 +450,10 @@ class SessionActor:
 
     def _refuse(self, unit: Unit, error: Exception) -> None:
         if unit.ack is None:
-            if not unit.touch_only and not unit.withdrawn:
+            if not unit.touch_only:
                 self._context.lost(self, 1, error)
+            elif self.touched_us and not self.ended:
+                self._context.touched(self)
         elif not unit.ack.done():
             unit.ack.set_exception(_for_one_caller(error))
         self._forget(unit)
@@ -470,10 +484,9 @@ class SessionActor:
         self.head = msgspec.structs.replace(  # touches and trims make no version: keep what was learnt of them
             head, active_us=max(head.active_us, known.active_us), first_seq=max(head.first_seq, known.first_seq)
         )
-        if self.touched_us <= head.active_us:
-            self.touched_us = self.touched_since_us = 0
+        self._touches_stored(head.active_us)
         if grew:
-            self._wake_subscribers()
+            self.wake_subscribers()
 
     def end(self) -> None:
         """The session is gone: nothing more can be done here."""
@@ -483,10 +496,11 @@ class SessionActor:
         self.fail_waiting(SessionNotFound(self.id))
         self.touched_us = self.touched_since_us = 0
         self._context.ended(self)
-        self._wake_subscribers()
+        self.wake_subscribers()
         self._wake()
 
-    def _wake_subscribers(self) -> None:
+    def wake_subscribers(self) -> None:
+        """Let all who listen look again."""
         for subscriber in list(self.subscribers):
             subscriber.wake()
 
@@ -535,8 +549,8 @@ class SessionActor:
             self.restarting = False
             self.fail_waiting(ActorCrashed(self.id))
             self.ended = True
-            context.ended(self)
-            self._wake_subscribers()
+            context.gave_up(self)
+            self.wake_subscribers()
             return
         await context.clock.sleep(delay_s)
         self.restarting = False

@@ -341,7 +341,8 @@ class Backend(Protocol):
     async def watch(self, changed: Callable[[Sequence[str] | None], None]) -> None:
         """Run until cancelled; call ``changed`` soon after other instances may have committed.
 
-        With the ids of changed sessions, or None if it cannot tell which. Hints may be spurious,
+        Once at the start, when nothing that is committed from then on can go unnoticed; afterwards
+        with the ids of changed sessions, or None if it cannot tell which. Hints may be spurious,
         and calls for own commits are allowed; a commit elsewhere must lead to one.
         """
         ...

@@ -199,6 +199,7 @@ class MemoryBackend:
 
     async def watch(self, changed: Callable[[Sequence[str] | None], None]) -> None:
         self._data.watchers.add(changed)
+        changed(None)
         try:
             await anyio.sleep_forever()
         finally:

@@ -103,8 +103,12 @@ class Reader:
             with anyio.fail_after(self._timeout_s):
                 snapshots = await self._backend.load([load.request for load in batch])
         except Exception as exc:
+            self._breaker.failure(exc)
             self._fail(batch, exc)
             return
+        except BaseException:  # the engine stops
+            self._fail(batch, Unavailable("the engine was stopped during the read"))
+            raise
         self._breaker.success()
         self._batches += 1
         self._loads += len(batch)
@@ -114,8 +118,14 @@ class Reader:
                 load.snapshot = snapshot
                 load.ack.set_result(None)
 
+    def abandon(self, error: HoldfastError) -> None:
+        """After `run` has ended: tell everybody who still waits."""
+        for load in self._waiting:
+            if not load.ack.done():
+                load.ack.set_exception(error)
+        self._waiting.clear()
+
     def _fail(self, batch: list[_Load], error: Exception) -> None:
-        self._breaker.failure(error)
         reason = "no answer in time" if isinstance(error, TimeoutError) else str(error)
         for load in batch:
             if not load.ack.done():

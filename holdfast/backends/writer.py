@@ -57,6 +57,10 @@ class WriteSource(Protocol):
         """One of these methods raised."""
         ...
 
+    def fail_waiting(self, error: Exception) -> None:
+        """What is not taken will not be."""
+        ...
+
 
 class LaneStatistics(msgspec.Struct, frozen=True, kw_only=True):
     """Counts since the lane started. Times in seconds."""
@@ -253,6 +257,11 @@ class Lane:
                 self._resolved += 1
                 _log.warning("writer.outcome_resolved", lane=self._number, committed=outcomes is not None)
                 return outcomes
+
+    def abandon(self, error: Exception) -> None:
+        """Tell all that is queued that it will not be flushed."""
+        while self._ready:
+            self._ready.popleft().fail_waiting(error)
 
     def statistics(self) -> LaneStatistics:
         return LaneStatistics(

@@ -1,0 +1,1 @@
+"""Who owns what is hot: session actors, their mailboxes, and the registry."""

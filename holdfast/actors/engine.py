@@ -1,0 +1,181 @@
+"""The engine of one store: everything between a session's handle and its backend."""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import anyio
+from anyio.abc import TaskGroup
+
+from holdfast.actors.actor import SessionActor
+from holdfast.actors.log import EventLog
+from holdfast.actors.registry import Registry
+from holdfast.actors.unit import Unit
+from holdfast.backends.base import Backend
+from holdfast.backends.breaker import Breaker
+from holdfast.backends.reader import Reader
+from holdfast.backends.writer import Writer
+from holdfast.clock import Clock
+from holdfast.config import Config
+from holdfast.errors import ConfigError, DeadlineExceeded, SessionNotFound, StoreClosed
+from holdfast.model import Durability
+from holdfast.waiting import ack_factory
+
+__all__ = ["Engine"]
+
+_T = TypeVar("_T")
+
+
+class Engine:
+    """Registry, writer, reader and log over one open backend, and the way a unit goes through them.
+
+    Make it in the event loop that will use it; ``tasks`` holds the actors' tasks.
+    """
+
+    def __init__(self, backend: Backend, config: Config, clock: Clock, tasks: TaskGroup) -> None:
+        self.backend = backend
+        self.config = config
+        self.clock = clock
+        self.new_ack = ack_factory()
+        self.breaker = Breaker(config.writer, clock)
+        self.writer = Writer(
+            backend,
+            config.writer,
+            name=uuid.uuid4().hex,
+            clock=clock,
+            breaker=self.breaker,
+            new_ack=self.new_ack,
+            max_events=config.retention.max_events,
+        )
+        self.reader = Reader(backend, config, breaker=self.breaker, new_ack=self.new_ack)
+        self.exclusive = backend.capabilities.exclusive
+        self.registry = Registry(
+            config,
+            clock,
+            writer=self.writer,
+            reader=self.reader,
+            tasks=tasks,
+            new_ack=self.new_ack,
+            exclusive=self.exclusive,
+        )
+        self.log = EventLog(backend, self.registry, self.breaker, read_timeout_s=config.writer.read_timeout_s)
+        self.durability = self.check_durability(config.durability)
+        """Of writes that ask for none."""
+        self.closed = False
+
+    def check_durability(self, wanted: Durability | None) -> Durability:
+        """``wanted``, or the default.
+
+        Raises: `ConfigError` if the backend cannot promise it as it is set up now.
+        """
+        best = self.backend.capabilities.durability
+        if wanted is None:
+            return best if Durability.DISK.covers(best) else Durability.DISK
+        if not best.covers(wanted):
+            name = self.backend.capabilities.name
+            raise ConfigError("durability", f"{name} can promise {best.value!r} at most, not {wanted.value!r}")
+        return wanted
+
+    async def submit(self, session_id: str, incarnation: int, unit: Unit, deadline_s: float | None) -> None:
+        """Put a unit in its session's mailbox, and wait for its acknowledgement.
+
+        Returns when it is stored at its durability (with no ``ack``: when it is accepted). Cancelled
+        or past its deadline before a flush took it, it is withdrawn; later, it may be stored.
+        Raises: what `Session`'s writes document.
+        """
+        if deadline_s is not None:
+            await self.by_deadline(deadline_s, unit, lambda: self.submit(session_id, incarnation, unit, None))
+            return
+        actor = self.registry.hot.get(session_id)
+        if actor is None or actor.incarnation != incarnation or self.exclusive:
+            actor = await self.registry.hydrated(session_id, incarnation)
+        await self.post(actor, unit)
+
+    async def by_deadline(self, deadline_s: float, unit: Unit, submit: Callable[[], Awaitable[None]]) -> None:
+        """Run ``submit`` for ``unit``. Raises: `DeadlineExceeded`, which says what is known of the unit."""
+        with anyio.move_on_after(deadline_s) as scope:
+            await submit()
+        if scope.cancelled_caught and not unit.version:
+            raise DeadlineExceeded(deadline_s, stored="unknown" if unit.taken else "no")
+
+    async def post(self, actor: SessionActor, unit: Unit) -> None:
+        """As `submit`, to an actor that is hot."""
+        if self.closed:
+            raise StoreClosed("the store is closed")
+        self.breaker.check()
+        budget = self.registry.budget
+        if not budget.admits(actor.mailbox, unit.size):
+            await budget.wait_for_room(actor.mailbox, unit.size)
+            if actor.ended:  # meanwhile passivated, or gone: find its owner again
+                await self.submit(actor.id, actor.incarnation, unit, None)
+                return
+        actor.post(unit)
+        if unit.ack is None:
+            return
+        try:
+            await unit.ack
+        finally:
+            unit.withdrawn = not unit.taken
+
+    async def settled(self, actor: SessionActor) -> None:
+        """Wait until all that was acknowledged on acceptance is stored, so that reads can show it."""
+        await self.post(actor, self.touch_unit())
+
+    async def store_touches(self) -> None:
+        """Bring all activity of reads so far to the store. Sessions that are gone meanwhile do not matter."""
+        for ack in self.registry.store_touches(acknowledged=True):
+            with contextlib.suppress(SessionNotFound):
+                await ack
+
+    def touch_unit(self) -> Unit:
+        return Unit(
+            accepted_us=self.clock.now_us(),
+            size=0,
+            durability=Durability.MEMORY,
+            ack=self.new_ack(),
+            touch_only=True,
+        )
+
+    async def readable(
+        self, session_id: str, incarnation: int, *, cached: bool = False, state: bool = True
+    ) -> SessionActor:
+        """The actor, up to date for a read that begins now; the read counts as activity.
+
+        Raises: `SessionNotFound`, `Unavailable`, `Overloaded`, `StoreClosed`.
+        """
+        if self.closed:
+            raise StoreClosed("the store is closed")
+        actor = self.registry.hot.get(session_id)
+        if actor is not None and actor.barriers:
+            await self.settled(actor)
+        actor = await self.registry.find_incarnation(session_id, incarnation, cached=cached, state=state)
+        if self.config.background:
+            actor.touch(self.clock.now_us())
+        elif actor.head.ttl_us is not None:
+            await self.settled(actor)
+        return actor
+
+    async def within(self, deadline_s: float | None, read: Callable[[], Awaitable[_T]]) -> _T:
+        """Run a read under its deadline. Raises: `DeadlineExceeded`, and what the read raises."""
+        if deadline_s is None:
+            return await read()
+        with anyio.move_on_after(deadline_s):
+            return await read()
+        raise DeadlineExceeded(deadline_s, stored="no")
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is waiting to be stored."""
+        return self.writer.idle and not any(actor.mailbox.dirty_units for actor in self.registry.hot.values())
+
+    def abandon(self) -> None:
+        """After the tasks have ended: tell everybody who still waits."""
+        error = StoreClosed("the store was closed before this was stored")
+        for lane in self.writer.lanes:
+            lane.abandon(error)
+        for actor in self.registry.hot.values():
+            actor.fail_waiting(error)
+        self.reader.abandon(StoreClosed("the store was closed before this was read"))

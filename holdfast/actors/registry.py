@@ -1,0 +1,359 @@
+"""The registry: which sessions are hot, and who owns them.
+
+At most one actor per session id is hot in a process. An actor is hydrated when it is first needed,
+and passivated when idle, or when it is the least recently used of too many (second-chance order). A
+passive session costs no memory.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+import anyio
+import msgspec
+import structlog
+from anyio.abc import TaskGroup
+
+from holdfast.actors.actor import SessionActor, Subscriber
+from holdfast.actors.mailbox import Budget
+from holdfast.actors.unit import Unit
+from holdfast.backends.base import Head, LoadRequest, Snapshot, StateValue
+from holdfast.backends.reader import Reader
+from holdfast.backends.writer import Writer
+from holdfast.clock import Clock
+from holdfast.config import Config
+from holdfast.errors import Overloaded, SessionNotFound
+from holdfast.model import Durability
+from holdfast.restart import RestartPolicy
+from holdfast.waiting import Ack, Signal
+
+__all__ = ["Registry", "RegistryStatistics"]
+
+_log = structlog.stdlib.get_logger("holdfast.registry")
+
+
+class RegistryStatistics(msgspec.Struct, frozen=True, kw_only=True):
+    """Now, and counted since the start."""
+
+    hot_sessions: int
+    hot_bytes: int
+    subscribed_sessions: int
+    dirty_bytes: int
+    hydrated: int
+    passivated: int
+    given_up: int
+    """Actors that crashed too often."""
+    lost_writes: int
+    """Acknowledged on acceptance (durability "memory"), then not storable."""
+    overloaded: int
+
+
+class _Load:
+    """A load under way. What ends or begins meanwhile is newer than what it may have read."""
+
+    __slots__ = ("begun", "ended")
+
+    def __init__(self) -> None:
+        self.begun: set[int] = set()
+        self.ended: set[int] = set()
+
+
+class Registry:
+    """Hydrates, finds, passivates and ends actors; their `ActorContext`."""
+
+    def __init__(
+        self,
+        config: Config,
+        clock: Clock,
+        *,
+        writer: Writer,
+        reader: Reader,
+        tasks: TaskGroup,
+        new_ack: Callable[[], Ack],
+        exclusive: bool,
+    ) -> None:
+        self.config = config
+        self.clock = clock
+        self.new_ack = new_ack
+        self.exclusive = exclusive
+        self.budget = Budget(config.actors, new_ack)
+        self.restart_policy = RestartPolicy(config.restart)
+        self.hot: OrderedDict[str, SessionActor] = OrderedDict()
+        """By session id, coldest first (roughly). Read it; change it only here."""
+        self.untrimmed: set[tuple[str, int]] = set()
+        """Sessions with dropped events whose rows are still there."""
+        self.subscribed: set[SessionActor] = set()
+        self.liveness = Signal(new_ack)
+        """Set when there is activity to store, or a subscription to keep alive."""
+        self.shorter_ttl = Signal(new_ack)
+        """Set when ``shortest_ttl_us`` has changed."""
+        self.audience = Signal(new_ack)
+        """Set when the first session is subscribed to, and when the last no longer is."""
+        self.shortest_ttl_us: int | None = None
+        self._touched: set[SessionActor] = set()
+        self._writer = writer
+        self._reader = reader
+        self._tasks = tasks
+        self._loads: dict[str, set[_Load]] = {}
+        self._state_bytes = 0
+        self._hydrated = self._passivated = self._given_up = self._lost = 0
+
+    # Finding and hydrating
+
+    async def find(self, session_id: str, *, cached: bool = False, state: bool = True) -> SessionActor | None:
+        """The session's actor, hydrated and up to date; None if there is no such live session.
+
+        Up to date: it has seen everything acknowledged anywhere before the call. With ``cached``, a
+        hot actor is taken as it is; without ``state``, only its head is brought up to date.
+        Raises: `Unavailable`, `Overloaded`.
+        """
+        actor = self.hot.get(session_id)
+        if actor is None or not (cached or (self.exclusive and actor.exact)):
+            actor = await self._refresh(session_id, head_only=not state)
+            while actor is not None and state and not actor.exact:  # others wrote while it was loaded
+                actor = await self._refresh(session_id)
+        if actor is None or actor.expired(self.clock.now_us()):
+            return None
+        actor.used = True
+        return actor
+
+    async def find_incarnation(
+        self, session_id: str, incarnation: int, *, cached: bool = False, state: bool = True
+    ) -> SessionActor:
+        """As `find`, of one certain life of the session. Raises: also `SessionNotFound`."""
+        actor = await self.find(session_id, cached=cached, state=state)
+        if actor is None or actor.incarnation != incarnation:
+            raise SessionNotFound(session_id)
+        return actor
+
+    async def hydrated(self, session_id: str, incarnation: int) -> SessionActor:
+        """The actor to post to or to listen to: hot as it is, or hydrated. A commit checks the rest.
+
+        Raises: `SessionNotFound`, `Unavailable`, `Overloaded`.
+        """
+        actor = self.hot.get(session_id)
+        if actor is None or actor.incarnation != incarnation:
+            actor = await self._refresh(session_id)
+            if actor is None or actor.incarnation != incarnation:
+                raise SessionNotFound(session_id)
+        if self.exclusive and actor.expired(self.clock.now_us()):
+            raise SessionNotFound(session_id)
+        return actor
+
+    async def refresh_head(self, session_id: str) -> None:
+        """Learn what others did to a hot session. Its subscribers are woken if there is news."""
+        await self._refresh(session_id, head_only=session_id in self.hot)
+
+    async def load(self, actor: SessionActor) -> None:
+        while not actor.ended and not actor.exact:
+            await self._refresh(actor.id)
+
+    async def _refresh(self, session_id: str, *, head_only: bool = False) -> SessionActor | None:
+        """Load the session; bring its hot actor up to date, or make one."""
+        load = _Load()
+        loads = self._loads.setdefault(session_id, set())
+        loads.add(load)
+        try:
+            snapshot = await self._reader.load(self._request(session_id, head_only))
+            actor = self._reconcile(session_id, snapshot, load)
+            if actor is not None or snapshot is None or snapshot.head.incarnation in load.ended:
+                return actor
+            if snapshot.state is None:  # asked for while an actor was hot that has been dropped since
+                snapshot = await self._reader.load(LoadRequest(session_id))
+                if snapshot is None or snapshot.state is None or snapshot.head.incarnation in load.ended:
+                    return None
+            await self.make_room()
+            if session_id in self.hot or snapshot.head.incarnation in load.ended:
+                return self._reconcile(session_id, snapshot, load)
+            return self._install(SessionActor(self, snapshot.head, snapshot.state))
+        finally:
+            loads.discard(load)
+            if not loads and self._loads.get(session_id) is loads:
+                del self._loads[session_id]
+
+    def _request(self, session_id: str, head_only: bool) -> LoadRequest:
+        actor = self.hot.get(session_id)
+        if actor is None:
+            return LoadRequest(session_id)
+        return LoadRequest(session_id, actor.incarnation, actor.head.version if actor.exact else -1, head_only)
+
+    def _reconcile(self, session_id: str, snapshot: Snapshot | None, load: _Load) -> SessionActor | None:
+        """Hold a snapshot against the hot actor of the id; returns the actor that is hot afterwards."""
+        actor = self.hot.get(session_id)
+        if actor is None:
+            return None
+        found = snapshot.head.incarnation if snapshot is not None else -1
+        if snapshot is not None and found == actor.incarnation:
+            actor.adopt(snapshot)
+        elif found > actor.incarnation or actor.incarnation not in load.begun:
+            actor.end()
+        return self.hot.get(session_id)
+
+    def _install(self, actor: SessionActor) -> SessionActor:
+        previous = self.hot.get(actor.id)
+        if previous is not None:
+            previous.end()
+        for load in self._loads.get(actor.id, ()):
+            load.begun.add(actor.incarnation)
+        self.hot[actor.id] = actor
+        self._hydrated += 1
+        self._state_bytes += actor.state_bytes
+        ttl_us = actor.head.ttl_us
+        if ttl_us is not None and (self.shortest_ttl_us is None or ttl_us < self.shortest_ttl_us):
+            self.shortest_ttl_us = ttl_us
+            self.shorter_ttl.set()
+        self._tasks.start_soon(actor.run)
+        return actor
+
+    # Room for hot sessions
+
+    async def make_room(self) -> None:
+        """Passivate until one more session fits.
+
+        Raises: `Overloaded` if every hot session stays in use for ``overload_wait_s``.
+        """
+        limits = self.config.actors
+        with anyio.move_on_after(limits.overload_wait_s):
+            while not self._shrink_to(limits.max_hot_sessions - 1):
+                self.store_touches()
+                await anyio.sleep(0.01)
+            return
+        raise Overloaded("max_hot_sessions", limit=limits.max_hot_sessions)
+
+    def _shrink_to(self, sessions: int) -> bool:
+        """Passivate the coldest until so many are hot, and within the byte budget. False: they are in use."""
+        max_bytes = self.config.actors.max_hot_bytes
+        looks = 2 * len(self.hot)
+        while self.hot and (len(self.hot) > sessions or self._state_bytes > max_bytes) and looks:
+            looks -= 1
+            session_id, actor = next(iter(self.hot.items()))
+            if actor.used or not self._may_passivate(actor):
+                actor.used = False
+                self.hot.move_to_end(session_id)
+            else:
+                self._passivate(actor)
+        return len(self.hot) <= sessions
+
+    def passivate_idle(self) -> int:
+        """Passivate what has not been used since the last call; returns how many."""
+        idle = [actor for actor in self.hot.values() if not actor.used and self._may_passivate(actor)]
+        for actor in idle:
+            self._passivate(actor)
+        for actor in self.hot.values():
+            actor.used = False
+        self._shrink_to(self.config.actors.max_hot_sessions)
+        return len(idle)
+
+    def _may_passivate(self, actor: SessionActor) -> bool:
+        return not actor.busy and actor.id not in self._loads
+
+    def _passivate(self, actor: SessionActor) -> None:
+        self._drop(actor)
+        actor.stop()
+        self._passivated += 1
+
+    def _drop(self, actor: SessionActor) -> None:
+        if self.hot.get(actor.id) is actor:
+            del self.hot[actor.id]
+            self._state_bytes -= actor.state_bytes
+        self._touched.discard(actor)
+        self.subscribed.discard(actor)
+
+    # Activity
+
+    def store_touches(self, *, acknowledged: bool = False) -> list[Ack]:
+        """Write down all activity that is not stored yet; the acks (if wanted) tell when that is done."""
+        touched, self._touched = self._touched, set()
+        acks: list[Ack] = []
+        for actor in touched:
+            if not actor.ended and actor.touched_us:
+                ack = self.new_ack() if acknowledged else None
+                if ack is not None:
+                    acks.append(ack)
+                actor.post(
+                    Unit(
+                        accepted_us=actor.touched_us,
+                        size=0,
+                        durability=Durability.MEMORY,
+                        ack=ack,
+                        touch_only=True,
+                    )
+                )
+        return acks
+
+    def subscribe(self, actor: SessionActor, subscriber: Subscriber) -> None:
+        """Wake ``subscriber`` at each change of the session, and keep the session alive meanwhile."""
+        if not actor.subscribers:
+            self.subscribed.add(actor)
+            self.audience.set()
+            self.liveness.set()
+        actor.subscribers.add(subscriber)
+
+    def unsubscribe(self, actor: SessionActor, subscriber: Subscriber) -> None:
+        actor.subscribers.discard(subscriber)
+        if not actor.subscribers:
+            self.subscribed.discard(actor)
+            self.audience.set()
+            actor.ring.clear()
+
+    # What actors report (`ActorContext`)
+
+    def schedule(self, actor: SessionActor) -> None:
+        self._writer.schedule(actor)
+
+    def touched(self, actor: SessionActor) -> None:
+        if not self._touched:
+            self.liveness.set()
+        self._touched.add(actor)
+
+    @property
+    def has_touches(self) -> bool:
+        return bool(self._touched)
+
+    def resized(self, delta: int) -> None:
+        self._state_bytes += delta
+
+    def grown(self, actor: SessionActor) -> None:
+        self.untrimmed.add((actor.id, actor.incarnation))
+
+    def created(self, actor: SessionActor) -> None:
+        self._install(actor)
+
+    def ended(self, actor: SessionActor) -> None:
+        self.forget(actor.id, actor.incarnation)
+        self._drop(actor)
+
+    def gave_up(self, actor: SessionActor) -> None:
+        self._drop(actor)
+        self._given_up += 1
+
+    def forget(self, session_id: str, incarnation: int) -> None:
+        """The session is gone from the store: what a load has read of it is old news."""
+        for load in self._loads.get(session_id, ()):
+            load.ended.add(incarnation)
+
+    def lost(self, actor: SessionActor, units: int, error: Exception) -> None:
+        self._lost += units
+        _log.error("write.lost", session_id=actor.id, units=units, error=str(error))
+
+    def end(self, session_id: str, incarnation: int) -> None:
+        """The session is gone: end its actor, if one is hot."""
+        actor = self.hot.get(session_id)
+        if actor is not None and actor.incarnation == incarnation:
+            actor.end()
+        else:
+            self.forget(session_id, incarnation)
+
+    def statistics(self) -> RegistryStatistics:
+        return RegistryStatistics(
+            hot_sessions=len(self.hot),
+            hot_bytes=self._state_bytes,
+            subscribed_sessions=len(self.subscribed),
+            dirty_bytes=self.budget.dirty_bytes,
+            hydrated=self._hydrated,
+            passivated=self._passivated,
+            given_up=self._given_up,
+            lost_writes=self._lost,
+            overloaded=self.budget.refused,
+        )

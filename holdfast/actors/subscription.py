@@ -1,0 +1,182 @@
+"""Subscriptions: a cursor over a session's log that waits at its end.
+
+A subscription holds no queue and no task. It asks the session's actor for what comes after its
+position (from the ring of recent events, else from the store) and parks when there is nothing. So a
+slow consumer costs no memory and misses nothing, and replay joins live without a seam.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+
+from holdfast.actors.actor import SessionActor
+from holdfast.actors.log import EventLog
+from holdfast.actors.registry import Registry
+from holdfast.backends.base import EventQuery
+from holdfast.errors import SessionNotFound
+from holdfast.model import Cursor, Event, Latest
+from holdfast.waiting import Ack
+
+__all__ = ["Subscription"]
+
+_PAGE_EVENTS = 256
+_PAGE_BYTES = 1 << 20
+
+
+class Subscription:
+    """Iterate over it with ``async for``: first what is held after the cursor, then what comes.
+
+    It ends behind the last event of a closed session. Use it as an async context manager, or call
+    `close`, to stop keeping the session alive at once; otherwise that happens when it is collected.
+
+    Raises while iterating: `SessionNotFound` once the session is deleted or expired; `EventGap` if
+    its place in the log has been trimmed; `InvalidCursor` at the start. A cancelled step can be taken
+    again: no event is lost by it.
+    """
+
+    def __init__(
+        self,
+        log: EventLog,
+        session_id: str,
+        incarnation: int,
+        *,
+        after: str | Latest | None,
+        stream: str | None,
+        new_ack: Callable[[], Ack],
+    ) -> None:
+        self._log = log
+        self._session_id = session_id
+        self._incarnation = incarnation
+        self._after = after
+        self._stream = stream
+        self._new_ack = new_ack
+        self._seq = -1
+        self._page: list[Event] = []
+        self._next = 0
+        self._waker: _Waker | None = None
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<Subscription to {self._session_id!r} after seq {max(self._seq, 0)}>"
+
+    async def __aenter__(self) -> Subscription:
+        await self._start()
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __aiter__(self) -> Subscription:
+        return self
+
+    async def __anext__(self) -> Event:
+        while self._next >= len(self._page):
+            if self._closed or not await self._fill():
+                self.close()
+                raise StopAsyncIteration
+        event = self._page[self._next]
+        self._next += 1
+        return event
+
+    def close(self) -> None:
+        """Stop. Idempotent; iteration ends."""
+        self._closed = True
+        self._page, self._next = [], 0
+        if self._waker is not None:
+            self._waker.detach()
+            self._waker = None
+
+    def __del__(self) -> None:
+        if self._waker is not None:
+            self._waker.detach()
+
+    async def _start(self) -> SessionActor:
+        """The actor, with this subscription attached. The first time, find the place to start."""
+        registry = self._log.registry
+        waker = self._waker
+        if waker is not None and not waker.actor.ended:
+            return waker.actor
+        actor = await registry.hydrated(self._session_id, self._incarnation)
+        self._waker = _Waker(registry, actor, self._new_ack)
+        if self._seq < 0:  # attached first, so that no change after this look goes unnoticed
+            actor = await registry.find_incarnation(self._session_id, self._incarnation, state=False)
+            self._seq = self._log.position(actor, self._after)
+        return actor
+
+    async def _fill(self) -> bool:
+        """Fetch the next page, waiting until there is one. False: the session is closed and read out."""
+        while True:
+            actor = await self._start()
+            waker = self._waker
+            assert waker is not None
+            waker.clear()
+            if self._seq < actor.head.last_seq:
+                await self._fetch(actor)
+                if self._page:
+                    return True
+            elif actor.ended:
+                raise SessionNotFound(self._session_id)
+            elif actor.head.status == "closed":
+                return False
+            else:
+                await waker.wait()
+                if actor.expired(self._log.registry.clock.now_us()):
+                    raise SessionNotFound(self._session_id)
+
+    async def _fetch(self, actor: SessionActor) -> None:
+        """Read on from the ring if it reaches back far enough, else from the store."""
+        ring = actor.ring
+        if ring and ring[0].seq <= self._seq + 1:
+            skip = self._seq + 1 - ring[0].seq
+            events = [ring[index] for index in range(skip, len(ring))]
+            scanned_seq = ring[-1].seq
+            if self._stream is not None:
+                events = [event for event in events if event.stream == self._stream]
+        else:
+            query = EventQuery(actor.id, actor.incarnation, self._seq, self._stream, _PAGE_EVENTS, _PAGE_BYTES)
+            page = await self._log.page(query, cursor=self._cursor())
+            events, scanned_seq = page.events, page.scanned_seq
+        self._page, self._next = events, 0
+        self._seq = scanned_seq
+
+    def _cursor(self) -> str | None:
+        """None at the very start without a cursor: then whatever is held comes, and nothing is a gap."""
+        if self._seq == 0 and self._after is None:
+            return None
+        if self._seq == 0 and isinstance(self._after, str):
+            return self._after
+        return str(Cursor(self._incarnation, self._seq, self._stream or ""))
+
+
+class _Waker:
+    """What the actor knows of a subscription; it does not keep the subscription alive."""
+
+    def __init__(self, registry: Registry, actor: SessionActor, new_ack: Callable[[], Ack]) -> None:
+        self.actor = actor
+        self._registry = registry
+        self._new_ack = new_ack
+        self._ack: Ack | None = None
+        self._woken = False
+        registry.subscribe(actor, self)
+
+    def clear(self) -> None:
+        self._woken = False
+
+    def wake(self) -> None:
+        self._woken = True
+        if self._ack is not None and not self._ack.done():
+            self._ack.set_result(None)
+
+    async def wait(self) -> None:
+        while not self._woken:
+            self._ack = self._new_ack()
+            try:
+                await self._ack
+            finally:
+                self._ack = None
+
+    def detach(self) -> None:
+        self._registry.unsubscribe(self.actor, self)

@@ -1,0 +1,350 @@
+"""The supervisor: what a server embeds. It owns the engine, its tasks and its end."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+from inspect import isawaitable
+from types import EllipsisType, TracebackType
+from typing import Any
+
+import anyio
+import msgspec
+import structlog
+
+from holdfast.actors.actor import SessionActor
+from holdfast.actors.engine import Engine
+from holdfast.actors.registry import RegistryStatistics
+from holdfast.actors.unit import Unit
+from holdfast.backends.base import Backend, Capabilities, Expired, Head, SessionFilter
+from holdfast.backends.reader import ReaderStatistics
+from holdfast.backends.writer import LaneStatistics
+from holdfast.clock import Clock, SystemClock
+from holdfast.config import Config
+from holdfast.errors import InvalidInput, LimitExceeded, SessionNotFound, StoreClosed
+from holdfast.model import Durability, SessionInfo, SessionStatus, new_incarnation, new_session_id
+from holdfast.restart import RestartPolicy
+from holdfast.supervisor.checks import Checks, check_session_id, seconds_to_us
+from holdfast.supervisor.session import Session, session_info
+from holdfast.supervisor.workers import Janitor, Keeper, Passivator, Trimmer, Watcher, Worker, WorkerStatistics, supervise
+
+__all__ = ["DrainReport", "SessionList", "Statistics", "Supervisor"]
+
+_log = structlog.stdlib.get_logger("holdfast.supervisor")
+
+ExpiredCallback = Callable[[Sequence[Expired]], Awaitable[None] | None]
+
+
+class SessionList(msgspec.Struct, frozen=True):
+    """One page of `Supervisor.list`. ``next``: pass it as ``after`` for the next page; None: that was all."""
+
+    sessions: list[SessionInfo]
+    next: int | None
+
+
+class DrainReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What `Supervisor.close` could not store before its deadline."""
+
+    sessions: int
+    units: int
+    bytes: int
+
+    @property
+    def complete(self) -> bool:
+        return self.units == 0
+
+
+class Statistics(msgspec.Struct, frozen=True, kw_only=True):
+    """A picture of the engine now."""
+
+    registry: RegistryStatistics
+    lanes: list[LaneStatistics]
+    reader: ReaderStatistics
+    breaker: str
+    """"closed", "open" or "half-open"."""
+    breaker_opened: int
+    workers: dict[str, WorkerStatistics]
+
+
+class Supervisor:
+    """Opens a backend, runs the engine over it, and closes both. Use it with ``async with``.
+
+    It belongs to the event loop that entered it. Leaving the block drains every mailbox within
+    ``drain_timeout_s``; what could not be stored is logged and in `drain_report`.
+    """
+
+    def __init__(self, backend: Backend, config: Config | None = None, *, clock: Clock | None = None) -> None:
+        self.config = config if config is not None else Config()
+        self.clock: Clock = clock if clock is not None else SystemClock()
+        self.drain_report: DrainReport | None = None
+        """Set by `close`."""
+        self._backend = backend
+        self._stack: AsyncExitStack | None = None
+        self._engine_or_none: Engine | None = None
+        self._workers: list[Worker] = []
+        self._callbacks: list[ExpiredCallback] = []
+        self._session_count = 0
+        self._counted_at = float("-inf")
+
+    def __repr__(self) -> str:
+        state = "open" if self._engine_or_none is not None and not self._engine.closed else "closed"
+        return f"<Supervisor {state}>"
+
+    # Opening and closing
+
+    async def __aenter__(self) -> Supervisor:
+        """Raises: `ConfigError`, `SchemaError`, `Unavailable`; nothing is left open then."""
+        if self._engine_or_none is not None:
+            raise StoreClosed("a supervisor can be opened once; make a new one")
+        async with AsyncExitStack() as stack:
+            await self._backend.open()
+            stack.push_async_callback(self._close_backend)
+            tasks = await stack.enter_async_context(anyio.create_task_group())
+            engine = Engine(self._backend, self.config, self.clock, tasks)
+            self._checks = Checks(self.config.limits, engine.backend.capabilities)
+            self._janitor = Janitor(engine, self._notify_expired)
+            self._trimmer = Trimmer(engine)
+            for lane in engine.writer.lanes:
+                tasks.start_soon(lane.run)
+            tasks.start_soon(engine.reader.run)
+            for worker in self._background(engine):
+                self._workers.append(worker)
+                tasks.start_soon(supervise, worker, RestartPolicy(self.config.restart))
+            stack.callback(tasks.cancel_scope.cancel)
+            self._engine_or_none = engine
+            self._stack = stack.pop_all()
+        capabilities = self.capabilities
+        _log.info("store.opened", backend=capabilities.name, durability=engine.durability.value)
+        return self
+
+    def _background(self, engine: Engine) -> list[Worker]:
+        if not self.config.background:
+            return []
+        workers: list[Worker] = [self._janitor, self._trimmer, Keeper(engine), Passivator(engine)]
+        if engine.backend.capabilities.watches and not engine.exclusive:
+            workers.append(Watcher(engine))
+        return workers
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> DrainReport:
+        """Take no more work, store what waits, stop every task, close the backend. Idempotent.
+
+        A cancellation cuts the drain short; the rest is still done.
+        """
+        if self.drain_report is not None:
+            return self.drain_report
+        engine, stack = self._engine, self._stack
+        assert stack is not None
+        engine.closed = True
+        try:
+            await self._drain(engine)
+        finally:
+            self.drain_report = _unflushed(engine)
+            await stack.aclose()
+        if self.drain_report.complete:
+            _log.info("store.closed")
+        else:
+            _log.error("store.closed_unflushed", **msgspec.to_builtins(self.drain_report))
+        return self.drain_report
+
+    async def _drain(self, engine: Engine) -> None:
+        engine.registry.store_touches()
+        with anyio.move_on_after(self.config.drain_timeout_s):
+            while not engine.idle:
+                await anyio.sleep(0.001)
+            await self._backend.forget_markers(engine.writer.name, 0)
+
+    async def _close_backend(self) -> None:
+        if self._engine_or_none is not None:
+            self._engine_or_none.abandon()
+        with anyio.CancelScope(shield=True):
+            await self._backend.close()
+
+    @property
+    def _engine(self) -> Engine:
+        if self._engine_or_none is None:
+            raise StoreClosed("the store is not open: use it with 'async with'")
+        return self._engine_or_none
+
+    # Sessions
+
+    async def create(
+        self,
+        id: str | None = None,
+        *,
+        owner: str | None = None,
+        ttl_s: float | EllipsisType | None = ...,
+        lifetime_s: float | EllipsisType | None = ...,
+        metadata: dict[str, Any] | None = None,
+        durability: Durability | None = None,
+        deadline_s: float | None = None,
+    ) -> Session:
+        """Create a session; durable when this returns.
+
+        ``id``: 1 to 128 visible ASCII characters, by default a UUIDv7. ``owner``: a principal that
+        must be given to find it. ``ttl_s``: seconds of idleness until it expires; ``lifetime_s``:
+        seconds until it does however busy; left out, the settings apply, None: never.
+        Raises: `SessionExists`; `InvalidInput`; as a `Session`'s writes.
+        """
+        engine, now_us = self._engine, self.clock.now_us()
+        incarnation = new_incarnation(now_us)
+        head = Head(
+            id=new_session_id(incarnation) if id is None else check_session_id(id),
+            incarnation=incarnation,
+            owner=None if owner is None else self._checks.name("owner", owner),
+            created_us=now_us,
+            active_us=now_us,
+            ttl_us=seconds_to_us("ttl_s", self.config.ttl_s if ttl_s is ... else ttl_s),
+            deadline_us=self._deadline_us(now_us, self.config.lifetime_s if lifetime_s is ... else lifetime_s),
+            status="active",
+            metadata=self._checks.metadata(metadata if metadata is not None else {}),
+            first_seq=1,
+            last_seq=0,
+            version=0,
+        )
+        level = engine.check_durability(durability) if durability is not None else engine.durability
+        unit = Unit(accepted_us=now_us, size=len(head.metadata) + 256, durability=level, ack=engine.new_ack())
+        await self._check_session_count()
+        await engine.registry.make_room()
+        actor = SessionActor(engine.registry, head, {}, create=True)
+        if deadline_s is None:
+            await engine.post(actor, unit)
+        else:
+            await engine.by_deadline(deadline_s, unit, lambda: engine.post(actor, unit))
+        return self._handle(head.id, incarnation)
+
+    @staticmethod
+    def _deadline_us(now_us: int, lifetime_s: float | None) -> int | None:
+        lifetime_us = seconds_to_us("lifetime_s", lifetime_s)
+        return None if lifetime_us is None else now_us + lifetime_us
+
+    async def _check_session_count(self) -> None:
+        limit = self.config.limits.max_sessions
+        if limit is None:
+            return
+        now = self.clock.monotonic()
+        if now - self._counted_at > self.config.janitor.interval_s or self._session_count >= limit:
+            self._session_count = await self.count()
+            self._counted_at = now
+        if self._session_count >= limit:
+            raise LimitExceeded("the store", limit=limit, actual=self._session_count, unit="sessions")
+        self._session_count += 1
+
+    async def get(self, id: str, *, owner: str | None = None, deadline_s: float | None = None) -> Session | None:
+        """The session, or None if it is unknown, expired, or (``owner`` given) somebody else's."""
+        engine = self._engine
+        check_session_id(id)
+        actor = await engine.within(deadline_s, lambda: engine.registry.find(id, state=engine.exclusive))
+        if actor is None or (owner is not None and actor.head.owner != owner):
+            return None
+        actor.touch(self.clock.now_us())
+        return self._handle(id, actor.incarnation)
+
+    async def require(self, id: str, *, owner: str | None = None, deadline_s: float | None = None) -> Session:
+        """As `get`. Raises: `SessionNotFound` instead of answering None."""
+        session = await self.get(id, owner=owner, deadline_s=deadline_s)
+        if session is None:
+            raise SessionNotFound(id)
+        return session
+
+    async def delete(self, id: str, *, owner: str | None = None, deadline_s: float | None = None) -> bool:
+        """Remove a session with its state and events. False if there is none (of this owner)."""
+        session = await self.get(id, owner=owner, deadline_s=deadline_s)
+        return session is not None and await session.delete(deadline_s=deadline_s)
+
+    async def list(
+        self,
+        *,
+        owner: str | None = None,
+        status: SessionStatus | None = None,
+        limit: int = 100,
+        after: int | None = None,
+    ) -> SessionList:
+        """One page of live sessions, oldest first. Sessions that come and go do not shift the pages."""
+        if type(limit) is not int or not 1 <= limit <= 10_000:
+            raise InvalidInput(f"limit must be a whole number from 1 to 10,000, not {limit!r}")
+        engine = self._engine
+        await engine.store_touches()
+        where = SessionFilter(self.clock.now_us(), owner, status)
+        page = await engine.backend.list_sessions(where, after or 0, limit)
+        return SessionList([session_info(head) for head in page.heads], page.next_after)
+
+    async def scan(
+        self, *, owner: str | None = None, status: SessionStatus | None = None
+    ) -> AsyncIterator[SessionInfo]:
+        """All pages of `list`, one session at a time."""
+        after: int | None = None
+        while True:
+            page = await self.list(owner=owner, status=status, limit=1_000, after=after)
+            for info in page.sessions:
+                yield info
+            after = page.next
+            if after is None:
+                return
+
+    async def count(self, *, owner: str | None = None, status: SessionStatus | None = None) -> int:
+        """How many sessions `scan` would give now."""
+        engine = self._engine
+        await engine.store_touches()
+        return await engine.backend.count_sessions(SessionFilter(self.clock.now_us(), owner, status))
+
+    def _handle(self, session_id: str, incarnation: int) -> Session:
+        return Session(self._engine, self._checks, session_id, incarnation)
+
+    # Upkeep
+
+    def on_expired(self, callback: ExpiredCallback) -> None:
+        """Call ``callback`` (plain or async) with each batch of sessions that this instance expires."""
+        self._callbacks.append(callback)
+
+    async def _notify_expired(self, sessions: Sequence[Expired]) -> None:
+        for callback in self._callbacks:
+            try:
+                result = callback(sessions)
+                if isawaitable(result):
+                    await result
+            except Exception as exc:
+                _log.error("on_expired.failed", exc_info=exc)
+
+    async def expire(self) -> list[Expired]:
+        """One pass of the janitor now; exactly the sessions that it removed."""
+        self._engine  # noqa: B018  # raises if closed
+        return await self._janitor.pass_over()
+
+    async def trim(self) -> int:
+        """One pass of the trimmer over all sessions now; how many event rows it deleted."""
+        self._engine  # noqa: B018
+        return await self._trimmer.sweep()
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the backend can promise, as found out when it was opened."""
+        return self._engine.backend.capabilities
+
+    async def describe(self) -> dict[str, object]:
+        """Facts about the store: versions, schema, durability in force. No credentials."""
+        return await self._engine.backend.describe()
+
+    def statistics(self) -> Statistics:
+        engine = self._engine
+        return Statistics(
+            registry=engine.registry.statistics(),
+            lanes=[lane.statistics() for lane in engine.writer.lanes],
+            reader=engine.reader.statistics(),
+            breaker=engine.breaker.state,
+            breaker_opened=engine.breaker.opened,
+            workers={worker.name: worker.statistics() for worker in self._workers},
+        )
+
+
+def _unflushed(engine: Engine) -> DrainReport:
+    left = [actor.mailbox for actor in engine.registry.hot.values() if actor.mailbox.dirty_units]
+    return DrainReport(
+        sessions=len(left),
+        units=sum(mailbox.dirty_units for mailbox in left),
+        bytes=sum(mailbox.dirty_bytes for mailbox in left),
+    )

@@ -1,0 +1,273 @@
+"""The background workers, each a loop around one plain step.
+
+None of them is needed for a correct answer: expired sessions are unreadable and trimmed events
+unseen before any worker has run. They keep the store small, the memory bounded, and the sessions
+that are in use alive.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable, Sequence
+
+import anyio
+import anyio.lowlevel
+import msgspec
+import structlog
+
+from holdfast.actors.engine import Engine
+from holdfast.backends.base import Expired, TrimPolicy
+from holdfast.errors import HoldfastError
+from holdfast.restart import RestartPolicy
+from holdfast.waiting import Signal
+
+__all__ = ["Janitor", "Keeper", "Passivator", "Trimmer", "Watcher", "WorkerStatistics", "supervise"]
+
+_log = structlog.stdlib.get_logger("holdfast.worker")
+
+_MARKER_AGE_US = 24 * 3600 * 1_000_000
+"""Markers of writers that ended without forgetting theirs are dropped after a day."""
+_TRIM_ROWS = 5_000
+"""Rows deleted in one transaction."""
+
+
+class WorkerStatistics(msgspec.Struct, frozen=True, kw_only=True):
+    """``done``: sessions expired or passivated, events deleted, touches or hints seen to."""
+
+    passes: int
+    done: int
+    failures: int
+
+
+class Worker:
+    """A named loop with counts."""
+
+    name = "worker"
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.passes = self.done = self.failures = 0
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        raise NotImplementedError
+
+    def statistics(self) -> WorkerStatistics:
+        return WorkerStatistics(passes=self.passes, done=self.done, failures=self.failures)
+
+    async def pause(self, interval_s: float) -> None:
+        """Sleep, with jitter, so that several instances do not work in step."""
+        jitter = self.engine.config.janitor.jitter
+        await self.engine.clock.sleep(interval_s * random.uniform(1 - jitter, 1 + jitter))
+
+
+async def supervise(worker: Worker, policy: RestartPolicy) -> None:
+    """Run a worker, and start it again when it fails: the store may be away, or it has met a bug.
+
+    Past the restart intensity it goes on at the slowest pace instead of ending: nobody else does its
+    work, and no caller is harmed by a late pass.
+    """
+    clock, slowest_s = worker.engine.clock, worker.engine.config.restart.backoff_max_s
+    history: list[float] = []
+    while True:
+        try:
+            await worker.run()
+        except HoldfastError as exc:
+            _log.warning("worker.failed", worker=worker.name, error=str(exc))
+        except Exception as exc:
+            _log.error("worker.crashed", worker=worker.name, exc_info=exc)
+        worker.failures += 1
+        history, delay_s = policy.decide(history, clock.monotonic())
+        await clock.sleep(slowest_s if delay_s is None else delay_s)
+
+
+class Janitor(Worker):
+    """Removes expired sessions, in bounded batches. Several instances share the work without harm."""
+
+    name = "janitor"
+
+    def __init__(self, engine: Engine, expired: Callable[[Sequence[Expired]], Awaitable[None]]) -> None:
+        super().__init__(engine)
+        self._expired = expired
+
+    async def run(self) -> None:
+        while True:
+            await self.pause(self.engine.config.janitor.interval_s)
+            await self.pass_over()
+
+    async def pass_over(self) -> list[Expired]:
+        """Remove all that is expired now; exactly those removed by this call."""
+        engine = self.engine
+        batch_size = engine.config.janitor.batch
+        await engine.store_touches()
+        removed: list[Expired] = []
+        while True:
+            batch = await engine.backend.expire(engine.clock.now_us(), batch_size)
+            for session in batch:
+                engine.registry.end(session.id, session.incarnation)
+            removed += batch
+            if batch:
+                await self._expired(batch)
+            if len(batch) < batch_size:
+                break
+            await anyio.lowlevel.checkpoint()
+        await engine.backend.forget_markers(None, engine.clock.now_us() - _MARKER_AGE_US)
+        self.passes += 1
+        self.done += len(removed)
+        if removed:
+            _log.info("sessions.expired", count=len(removed))
+        return removed
+
+
+class Trimmer(Worker):
+    """Deletes the rows of dropped events: of sessions that grew past a bound; at its start, of all."""
+
+    name = "trimmer"
+
+    async def run(self) -> None:
+        await self.sweep()
+        while True:
+            await self.pause(self.engine.config.retention.interval_s)
+            await self.pass_over()
+
+    async def sweep(self) -> int:
+        """Over every session, deleted ones included; how many rows went."""
+        return await self._trim(None)
+
+    async def pass_over(self) -> int:
+        """Over the sessions of which events were dropped, or may have become too old or too many bytes."""
+        registry, retention = self.engine.registry, self.engine.config.retention
+        if retention.max_event_age_s is not None or retention.max_event_bytes is not None:
+            registry.untrimmed.clear()
+            return await self._trim(None)
+        ids, registry.untrimmed = registry.untrimmed, set()
+        try:
+            return await self._trim(sorted(ids)) if ids else 0
+        except HoldfastError:
+            registry.untrimmed |= ids
+            raise
+
+    async def _trim(self, ids: Sequence[tuple[str, int]] | None) -> int:
+        deleted = 0
+        while True:
+            count = await self.engine.backend.trim(ids, self._policy(), _TRIM_ROWS)
+            deleted += count
+            if count < _TRIM_ROWS:
+                break
+            await anyio.lowlevel.checkpoint()
+        self.passes += 1
+        self.done += deleted
+        if deleted:
+            _log.debug("events.trimmed", count=deleted)
+        return deleted
+
+    def _policy(self) -> TrimPolicy:
+        retention = self.engine.config.retention
+        age_s = retention.max_event_age_s
+        return TrimPolicy(
+            min_time_us=None if age_s is None else self.engine.clock.now_us() - round(age_s * 1_000_000),
+            max_bytes=retention.max_event_bytes,
+        )
+
+
+class Keeper(Worker):
+    """Keeps what is in use alive: stores the activity of reads, and renews sessions that are listened to.
+
+    It wakes well within the shortest TTL, so a coalesced touch is never late.
+    """
+
+    name = "keeper"
+    shortest_tick_s = 0.02
+
+    async def run(self) -> None:
+        registry = self.engine.registry
+        while True:
+            await registry.liveness.wait()
+            while registry.has_touches or registry.subscribed:
+                await self._tick()
+                self.renew()
+            self.passes += 1
+
+    def renew(self) -> None:
+        """Touch each session with a subscriber; wake those whose session ended; store all touches."""
+        registry, now_us = self.engine.registry, self.engine.clock.now_us()
+        for actor in list(registry.subscribed):
+            if actor.expired(now_us):
+                actor.wake_subscribers()
+            else:
+                actor.touch(now_us)
+                self.done += 1
+        registry.store_touches()
+
+    async def _tick(self) -> None:
+        """Sleep until touches are due, or until a session with a shorter TTL turns up."""
+        async with anyio.create_task_group() as tasks:
+
+            async def sleep() -> None:
+                await self.engine.clock.sleep(self._tick_s())
+                tasks.cancel_scope.cancel()
+
+            tasks.start_soon(sleep)
+            await self.engine.registry.shorter_ttl.wait()
+            tasks.cancel_scope.cancel()
+
+    def _tick_s(self) -> float:
+        interval_s = self.engine.config.janitor.touch_interval_s
+        shortest_ttl_us = self.engine.registry.shortest_ttl_us
+        if shortest_ttl_us is not None:
+            interval_s = min(interval_s, shortest_ttl_us / 4_000_000)
+        return max(interval_s, self.shortest_tick_s)
+
+
+class Passivator(Worker):
+    """Lets go of actors that have been idle for ``idle_s``."""
+
+    name = "passivator"
+
+    async def run(self) -> None:
+        while True:
+            await self.pause(self.engine.config.actors.idle_s)
+            self.done += self.engine.registry.passivate_idle()
+            self.passes += 1
+
+
+class Watcher(Worker):
+    """Learns of commits by other instances, for the sessions that somebody here listens to."""
+
+    name = "watcher"
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(engine)
+        self._changed: set[str] = set()
+        self._hint = Signal(engine.new_ack)
+
+    async def run(self) -> None:
+        """Watch while there is a subscriber; cost nothing while there is none."""
+        registry = self.engine.registry
+        while True:
+            while not registry.subscribed:
+                await registry.audience.wait()
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self.engine.backend.watch, self._on_hint)
+                tasks.start_soon(self._follow_hints)
+                while registry.subscribed:
+                    await registry.audience.wait()
+                tasks.cancel_scope.cancel()
+
+    async def _follow_hints(self) -> None:
+        while True:
+            await self._hint.wait()
+            await self._refresh()
+
+    def _on_hint(self, changed: Sequence[str] | None) -> None:
+        subscribed = {actor.id for actor in self.engine.registry.subscribed}
+        self._changed |= subscribed if changed is None else subscribed.intersection(changed)
+        self._hint.set()
+
+    async def _refresh(self) -> None:
+        changed, self._changed = self._changed, set()
+        self.passes += 1
+        self.done += len(changed)
+        async with anyio.create_task_group() as tasks:  # the reader makes one batch of them
+            for session_id in changed:
+                tasks.start_soon(self.engine.registry.refresh_head, session_id)
