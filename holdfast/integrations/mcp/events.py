@@ -1,0 +1,174 @@
+"""The SDK's event store, bound to one session.
+
+In the stock SDK one store serves all sessions, and a stream's id is just the request's id: one
+session's events can be replayed to another. Here every transport has a store of its own.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import anyio
+import structlog
+from mcp.server.streamable_http import EventCallback, EventMessage, EventStore
+from mcp_types import (
+    INTERNAL_ERROR,
+    ErrorData,
+    JSONRPCError,
+    JSONRPCMessage,
+    JSONRPCRequest,
+    JSONRPCResponse,
+    RequestId,
+    jsonrpc_message_adapter,
+)
+
+from holdfast.errors import EventGap, HoldfastError, InvalidInput
+from holdfast.integrations.mcp.keys import MESSAGE, PRIMING, RESPONSE, STANDALONE
+from holdfast.integrations.mcp.requests import Leases, RequestLog
+from holdfast.model import Cursor
+
+if TYPE_CHECKING:
+    from holdfast.supervisor.session import Session
+
+__all__ = ["SessionEventStore"]
+
+_log = structlog.stdlib.get_logger("holdfast.integrations.mcp")
+
+
+class SessionEventStore(EventStore):
+    """Stores and replays the messages of one session's streams.
+
+    With ``leases`` it also records which requests run where, so that a resumed stream whose request
+    died with its process ends with an error (`REQUEST_LOST`) instead of hanging.
+    """
+
+    def __init__(self, session: Session, leases: Leases | None = None) -> None:
+        self.requests = RequestLog(session, leases)
+        self._session = session
+        self._tails: dict[str, anyio.CancelScope] = {}
+        self._asked: set[str] = set()
+
+    async def store_event(self, stream_id: str, message: JSONRPCMessage | None) -> str:
+        """Store a message, or a priming event (None), and return its id.
+
+        A message that cannot be stored must not end the connection: it gets the id "", so that the
+        client sees it live and without an id. Priming events raise, so that a request is refused
+        before it is dispatched.
+        """
+        if message is None:
+            return (await self.requests.append(stream_id, PRIMING, None)).id
+        if isinstance(message, JSONRPCRequest):
+            self._asked.add(str(message.id))
+        final = stream_id != STANDALONE and isinstance(message, JSONRPCResponse | JSONRPCError)
+        try:
+            return await self._store(stream_id, message, final=final)
+        except HoldfastError as exc:
+            _log.warning("mcp.event_not_stored", session=self._session.id, stream=stream_id, error=repr(exc))
+            return ""
+        finally:
+            if final:
+                self.requests.finished(stream_id)
+
+    async def _store(self, stream_id: str, message: JSONRPCMessage, *, final: bool) -> str:
+        if not final:
+            return (await self.requests.append(stream_id, MESSAGE, _dump(message))).id
+        try:
+            event = await self.requests.append(stream_id, RESPONSE, _dump(message))
+        except InvalidInput as exc:
+            # The live client gets the response as it is; one that resumes must get an end too.
+            assert isinstance(message, JSONRPCResponse | JSONRPCError)
+            error = ErrorData(code=INTERNAL_ERROR, message=f"The response could not be stored: {exc}")
+            substitute = JSONRPCError(jsonrpc="2.0", id=message.id, error=error)
+            event = await self.requests.append(stream_id, RESPONSE, _dump(substitute))
+        return event.id
+
+    async def replay_events_after(self, last_event_id: str, send_callback: EventCallback) -> None:
+        """Send what follows the cursor in its stream, then tail the stream until it ends.
+
+        A request's stream ends with its response, wherever that is produced; the standalone stream
+        ends with the session. Always returns None: the transport has nothing to go on with. A newer
+        replay of the same stream ends this one, so that no message goes to two connections.
+        """
+        cursor = Cursor.parse(last_event_id)
+        self.close_tail(cursor.stream)
+        scope = anyio.CancelScope()
+        self._tails[cursor.stream] = scope
+        try:
+            with scope:
+                await self._replay(cursor, send_callback)
+        finally:
+            if self._tails.get(cursor.stream) is scope:
+                del self._tails[cursor.stream]
+
+    async def _replay(self, cursor: Cursor, send: EventCallback) -> None:
+        if cursor.stream == STANDALONE:
+            await self._forward(cursor, send)
+            return
+        if await self._is_response(cursor):
+            return
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self.requests.end_if_lost, cursor)
+            await self._forward(cursor, send)
+            tasks.cancel_scope.cancel()
+
+    async def _forward(self, cursor: Cursor, send: EventCallback) -> None:
+        try:
+            async with self._session.subscribe(after=str(cursor), stream=cursor.stream) as events:
+                async for event in events:
+                    if event.type == PRIMING:
+                        continue
+                    message = jsonrpc_message_adapter.validate_json(event.raw, by_name=False)
+                    await send(EventMessage(message, event.id))
+                    if event.type == RESPONSE:
+                        return
+        except HoldfastError as exc:
+            # The client comes back with its last id, and the manager tells it what is wrong.
+            _log.info("mcp.replay_ended", session=self._session.id, stream=cursor.stream, error=repr(exc))
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+            _log.debug("mcp.replay_connection_closed", session=self._session.id, stream=cursor.stream)
+
+    async def _is_response(self, cursor: Cursor) -> bool:
+        """Whether the cursor is at its stream's end. Request ids may be used again: the stream may go on."""
+        before = cursor._replace(seq=max(0, cursor.seq - 1))
+        try:
+            found = await self._session.events(after=str(before), stream=cursor.stream, limit=1)
+        except EventGap:
+            return False
+        return bool(found) and found[0].seq == cursor.seq and found[0].type == RESPONSE
+
+    async def check(self, last_event_id: str) -> Cursor:
+        """The cursor, if a replay after it would be complete.
+
+        Raises: `InvalidCursor` (malformed, of another session, from the future), `EventGap`,
+        `SessionNotFound`.
+        """
+        cursor = Cursor.parse(last_event_id)
+        await self._session.events(after=last_event_id, stream=cursor.stream, limit=1)
+        return cursor
+
+    def tails(self, stream: str) -> bool:
+        """Whether a replay of the stream is going on."""
+        return stream in self._tails
+
+    def close_tail(self, stream: str) -> None:
+        """End the replay of the stream, if there is one; its client will come back."""
+        scope = self._tails.pop(stream, None)
+        if scope is not None:
+            scope.cancel()
+
+    def close(self) -> None:
+        """End all replays."""
+        for stream in list(self._tails):
+            self.close_tail(stream)
+
+    def take_answer(self, request_id: RequestId | None) -> bool:
+        """Whether this process asked the client under this id and was not answered yet."""
+        try:
+            self._asked.remove(str(request_id))
+        except KeyError:
+            return False
+        return True
+
+
+def _dump(message: JSONRPCMessage) -> object:
+    return message.model_dump(by_alias=True, mode="json", exclude_unset=True)

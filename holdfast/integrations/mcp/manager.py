@@ -1,0 +1,323 @@
+"""A session manager whose sessions live in Holdfast.
+
+For clients of the protocol versions up to 2025-11-25, which have sessions. Requests of newer
+versions go to the SDK's own handling, untouched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+import anyio
+import structlog
+from mcp.server import Server
+from mcp.server.mcpserver import MCPServer
+from mcp.server.streamable_http import LAST_EVENT_ID_HEADER, MCP_SESSION_ID_HEADER
+from mcp.server.streamable_http_manager import (
+    DEFAULT_MAX_REQUEST_BODY_SIZE,
+    DEFAULT_MAX_SESSIONS,
+    DEFAULT_SESSION_IDLE_TIMEOUT,
+)
+from mcp.server.transport_security import TransportSecuritySettings
+from mcp.shared.inbound import MCP_PROTOCOL_VERSION_HEADER
+from mcp_types import INTERNAL_ERROR, INVALID_PARAMS, INVALID_REQUEST, RequestId
+from mcp_types.version import is_version_at_least
+from starlette.datastructures import Headers
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from holdfast.errors import EventGap, HoldfastError, InvalidCursor, InvalidInput, SessionNotFound, StoreError
+from holdfast.integrations.mcp._sdk import ManagerSeam, lowlevel
+from holdfast.integrations.mcp.asgi import SendWatch, error_response, read_body, replay_body, with_header
+from holdfast.integrations.mcp.context import with_session
+from holdfast.integrations.mcp.envelope import Envelope
+from holdfast.integrations.mcp.events import SessionEventStore
+from holdfast.integrations.mcp.keys import HANDSHAKE_KEY, STANDALONE
+from holdfast.integrations.mcp.lease import Lease
+from holdfast.integrations.mcp.live import LiveSession
+from holdfast.integrations.mcp.principal import owner_of
+from holdfast.model import Cursor, SessionInfo
+
+if TYPE_CHECKING:
+    from holdfast.supervisor.session import Session
+    from holdfast.supervisor.supervisor import Supervisor
+
+__all__ = ["HoldfastSessionManager"]
+
+_log = structlog.stdlib.get_logger("holdfast.integrations.mcp")
+
+_MAX_REQUEST_ID: Final = 256
+_PRIMED_SINCE: Final = "2025-11-25"
+"""Older clients cannot read an event without data."""
+
+
+class _Refusal(Exception):
+    """The request gets ``response`` and goes no further."""
+
+    def __init__(self, response: Response) -> None:
+        super().__init__()
+        self.response = response
+
+
+class HoldfastSessionManager(ManagerSeam):
+    """Serves an MCP server's sessions from a Holdfast store, on any number of instances.
+
+    A session is created in the store at ``initialize``, for the principal that asks. Any instance
+    can serve it from then on: one that does not know it restores it, with the client's handshake.
+    ``session_idle_timeout`` only ends this process's part; how long a session lives is the store's
+    TTL (``ttl_s``, ``lifetime_s``; by default the store's settings). DELETE removes all of it.
+
+    ``instance_name`` and ``lease_s``: see `Lease`. The other options are the SDK's.
+    """
+
+    def __init__(
+        self,
+        server: Server[Any] | MCPServer[Any],
+        store: Supervisor,
+        *,
+        json_response: bool = False,
+        retry_interval: int | None = None,
+        security_settings: TransportSecuritySettings | None = None,
+        session_idle_timeout: float | None = DEFAULT_SESSION_IDLE_TIMEOUT,
+        max_request_body_size: int = DEFAULT_MAX_REQUEST_BODY_SIZE,
+        max_sessions: int | None = DEFAULT_MAX_SESSIONS,
+        instance_name: str | None = None,
+        lease_s: float = 15.0,
+        session_options: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(
+            lowlevel(server),
+            json_response=json_response,
+            retry_interval=retry_interval,
+            security_settings=security_settings,
+            session_idle_timeout=session_idle_timeout,
+            max_request_body_size=max_request_body_size,
+            max_sessions=max_sessions,
+        )
+        self._store = store
+        self._lease = Lease(store, name=instance_name, lease_s=lease_s)
+        self._session_options = session_options or {}
+        self._live: dict[str, LiveSession] = {}
+        self._starting = anyio.Lock()
+
+    @asynccontextmanager
+    async def run(self) -> AsyncIterator[None]:
+        """Serve while entered, once. The store must be open."""
+        async with self._lease.held(), super().run():
+            assert self.tasks is not None
+            self.tasks.start_soon(self._keep_alive)
+            yield
+
+    async def _keep_alive(self) -> None:
+        """Prolong the lease, and keep sessions whose requests still run."""
+        while True:
+            await anyio.sleep(self._lease.poll_s)
+            try:
+                await self._lease.prolong()
+                for live in list(self._live.values()):
+                    if live.events.requests.running:
+                        live.transport.hold()
+                        await live.session.touch()
+            except HoldfastError as exc:
+                _log.warning("mcp.keep_alive_failed", error=repr(exc))
+
+    # One request
+
+    async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        method, envelope = scope["method"], None
+        if method == "POST":
+            body = await read_body(receive)
+            if body is None:
+                return
+            receive, envelope = replay_body(body, receive), Envelope.of(body)
+        try:
+            await self._route(method, envelope, scope, receive, send)
+        except _Refusal as refusal:
+            await refusal.response(scope, receive, send)
+
+    async def _route(self, method: str, envelope: Envelope | None, scope: Scope, receive: Receive, send: Send) -> None:
+        session_id = Headers(scope=scope).get(MCP_SESSION_ID_HEADER)
+        if session_id is not None:
+            live, info = await self._find(session_id, owner_of(scope))
+        elif envelope is not None and envelope.method == "initialize" and envelope.kind == "request":
+            await self._open(envelope, scope, receive, send)
+            return
+        else:
+            await self.refuse(scope, receive, send)
+            return
+        scope = with_session(scope, live.session)
+        if method == "POST":
+            await self._post(live, envelope, scope, receive, send)
+        elif method == "GET":
+            await self._get(live, info, scope, receive, send)
+        elif method == "DELETE":
+            await self._delete(live, scope, receive, send)
+        else:
+            await live.transport.handle_request(scope, receive, send)
+
+    async def _open(self, envelope: Envelope, scope: Scope, receive: Receive, send: Send) -> None:
+        """A new session, which is only kept if its ``initialize`` is accepted."""
+        _check_request_id(envelope)
+        if self.full:
+            raise _Refusal(_too_many(self.max_sessions))
+        with _store_errors():
+            session = await self._store.create(owner=owner_of(scope), **self._session_options)
+        watch = SendWatch(send)
+        live: LiveSession | None = None
+        try:
+            live = await self._start(session, None)
+            await self._post(live, envelope, with_session(scope, session), receive, watch)
+        finally:
+            if not watch.succeeded:
+                with anyio.CancelScope(shield=True):
+                    await self._abandon(session, live)
+
+    async def _abandon(self, session: Session, live: LiveSession | None) -> None:
+        if live is not None:
+            await self.discard(session.id, live.transport)
+        try:
+            await session.delete()
+        except HoldfastError as exc:  # its TTL will see to it
+            _log.info("mcp.unopened_session_not_deleted", session=session.id, error=repr(exc))
+
+    async def _post(
+        self, live: LiveSession, envelope: Envelope | None, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        if envelope is None or envelope.kind == "other":
+            await live.transport.handle_request(scope, receive, send)
+        elif envelope.kind == "answer":
+            if not live.events.take_answer(envelope.id):
+                raise _Refusal(_unexpected_answer(envelope.id))
+            await live.transport.handle_request(scope, receive, send)
+        else:
+            request_id = _check_request_id(envelope)
+            with live.events.requests.admit(request_id):
+                await live.transport.handle_request(scope, receive, send)
+
+    async def _get(self, live: LiveSession, info: SessionInfo, scope: Scope, receive: Receive, send: Send) -> None:
+        """Resume a stream, or open the standalone one: which is to resume it from now."""
+        headers = Headers(scope=scope)
+        last_event_id = headers.get(LAST_EVENT_ID_HEADER)
+        if last_event_id:
+            cursor = await self._check_cursor(live, last_event_id)
+            live.transport.close_sse_stream(cursor.stream)  # this connection takes over
+            await live.transport.handle_request(scope, receive, send)
+            return
+        if live.events.tails(STANDALONE):
+            raise _Refusal(error_response(409, INVALID_REQUEST, "Conflict: Only one SSE stream is allowed per session"))
+        now = str(Cursor(live.session.incarnation, info.last_seq, STANDALONE))
+        first = b""
+        if is_version_at_least(headers.get(MCP_PROTOCOL_VERSION_HEADER, ""), _PRIMED_SINCE):
+            retry = "" if self.retry_interval is None else f"retry: {self.retry_interval}\r\n"
+            first = f"id: {now}\r\n{retry}data: \r\n\r\n".encode()
+        resumed = with_header(scope, LAST_EVENT_ID_HEADER, now)
+        await live.transport.handle_request(resumed, receive, SendWatch(send, first=first))
+
+    async def _check_cursor(self, live: LiveSession, last_event_id: str) -> Cursor:
+        try:
+            with _store_errors():
+                return await live.events.check(last_event_id)
+        except InvalidCursor as exc:
+            raise _Refusal(error_response(400, INVALID_PARAMS, f"Bad Request: Last-Event-ID: {exc}")) from None
+        except EventGap as exc:
+            message = "Gone: events after Last-Event-ID are no longer held"
+            raise _Refusal(error_response(410, INVALID_REQUEST, message, {"firstEventId": exc.first_id})) from None
+        except SessionNotFound:
+            raise _Refusal(_not_found()) from None
+
+    async def _delete(self, live: LiveSession, scope: Scope, receive: Receive, send: Send) -> None:
+        """The session is gone from the store before the client reads that it is."""
+        await live.transport.handle_request(scope, receive, SendWatch(send, before=live.session.delete))
+        if live.transport.is_terminated:
+            await self.discard(live.session.id, live.transport)
+
+    # Sessions
+
+    async def _find(self, session_id: str, owner: str | None) -> tuple[LiveSession, SessionInfo]:
+        """The session as served here, restored if need be.
+
+        Another principal's session, an expired one and one that is none of MCP's are refused alike.
+        """
+        live = self._live.get(session_id)
+        try:
+            with _store_errors():
+                session = await self._store.require(session_id)
+                info = await session.info()
+                if info.owner != owner:
+                    raise _Refusal(_not_found())
+                if live is None or not live.serves(session):
+                    handshake = await session.get(HANDSHAKE_KEY)
+                    if handshake is None:
+                        raise _Refusal(_not_found())
+                    live = await self._start(session, handshake)
+        except (SessionNotFound, InvalidInput):
+            if live is not None:
+                await self.discard(session_id, live.transport)
+            raise _Refusal(_not_found()) from None
+        return live, info
+
+    async def _start(self, session: Session, handshake: dict[str, Any] | None) -> LiveSession:
+        async with self._starting:
+            live = self._live.get(session.id)
+            if live is not None and live.serves(session):
+                return live
+            if self.full:
+                raise _Refusal(_too_many(self.max_sessions))
+            events = SessionEventStore(session, self._lease)
+            transport = self.new_transport(session.id, events)
+            live = LiveSession(session, events, transport, handshake=handshake, on_end=self._ended)
+            self._live[session.id] = live
+            try:
+                await self.start(session.id, transport, live)
+            except BaseException:
+                self._forget(live)
+                raise
+            return live
+
+    def _ended(self, live: LiveSession) -> None:
+        self._forget(live)
+        if self.tasks is not None and live.events.requests.running:
+            self.tasks.start_soon(live.events.requests.end_all)
+
+    def _forget(self, live: LiveSession) -> None:
+        if self._live.get(live.session.id) is live:
+            del self._live[live.session.id]
+
+
+@contextmanager
+def _store_errors() -> Iterator[None]:
+    """A store that cannot serve is a 503, not a crash: the client may try again."""
+    try:
+        yield
+    except StoreError as exc:
+        _log.warning("mcp.store_failed", error=repr(exc))
+        raise _Refusal(error_response(503, INTERNAL_ERROR, "Service Unavailable: the session store failed")) from None
+
+
+def _check_request_id(envelope: Envelope) -> RequestId:
+    """A request's id, if it can name a stream."""
+    request_id = envelope.id
+    assert request_id is not None
+    if not str(request_id) or len(str(request_id)) > _MAX_REQUEST_ID or request_id == STANDALONE:
+        raise _Refusal(error_response(400, INVALID_REQUEST, "Bad Request: unusable JSON-RPC request id"))
+    return request_id
+
+
+def _not_found() -> Response:
+    return error_response(404, INVALID_REQUEST, "Session not found")
+
+
+def _too_many(limit: int | None) -> Response:
+    _log.warning("mcp.too_many_sessions", limit=limit)
+    return error_response(503, INTERNAL_ERROR, "Too many open sessions")
+
+
+def _unexpected_answer(request_id: RequestId | None) -> Response:
+    return error_response(
+        400,
+        INVALID_REQUEST,
+        f"Bad Request: no request {request_id!r:.100} of this server instance waits for an answer; "
+        "answers must reach the instance that asked",
+    )

@@ -1,0 +1,184 @@
+"""Which of a session's requests run, and where; and the honest end of those that nobody runs any more.
+
+Before a request is dispatched, the session gets a record of it under a reserved state key, in the
+same atomic unit as the request's first event: its JSON-RPC id and the lease of the process that
+runs it. The unit that stores the final response removes the record. A record whose lease has ended
+is a request that died with its process: whoever resumes its stream claims the record by
+compare-and-set, and stores an error as the stream's final event.
+
+Where a process was only believed dead, its own response may come second. Readers stop at a
+stream's first response, so every client sees one end, and the same one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import anyio
+import structlog
+from mcp_types import ErrorData, JSONRPCError, RequestId
+
+from holdfast.errors import Conflict, SessionError, StoreError
+from holdfast.integrations.mcp.keys import REQUEST_KEY, RESPONSE
+from holdfast.model import Cursor
+
+if TYPE_CHECKING:
+    from holdfast.supervisor.session import Session
+    from holdfast.model import Event
+
+__all__ = ["REQUEST_LOST", "Leases", "RequestLog"]
+
+_log = structlog.stdlib.get_logger("holdfast.integrations.mcp")
+
+REQUEST_LOST: Final = -32050
+"""JSON-RPC error code: the server stopped while it ran this request. Whether it took effect is unknown."""
+
+
+class Leases(Protocol):
+    """What is known of the processes that run requests."""
+
+    @property
+    def token(self) -> str:
+        """Names this process's lease."""
+        ...
+
+    @property
+    def poll_s(self) -> float:
+        """How often to look whether another process's lease still holds."""
+        ...
+
+    async def alive(self, token: str) -> bool: ...
+
+
+class RequestLog:
+    """Appends the messages of one session's streams, and keeps the records of its running requests.
+
+    ``leases`` None: no records are kept, and a request that died is never ended.
+    """
+
+    def __init__(self, session: Session, leases: Leases | None) -> None:
+        self._session = session
+        self._leases = leases
+        self._admitted: dict[str, RequestId] = {}
+        self._dispatched: dict[str, RequestId] = {}
+        self._recorded: set[str] = set()
+        self._claiming = anyio.Lock()
+
+    @contextmanager
+    def admit(self, request_id: RequestId) -> Iterator[None]:
+        """Hold while an HTTP request brings it in: it counts as running until it is dispatched."""
+        stream = str(request_id)
+        self._admitted[stream] = request_id
+        try:
+            yield
+        finally:
+            self._admitted.pop(stream, None)
+
+    def dispatched(self, request_id: RequestId) -> None:
+        """A handler takes over; the request runs until its response is stored."""
+        self._dispatched[str(request_id)] = request_id
+
+    def runs(self, stream: str) -> bool:
+        """Whether this process runs the request of ``stream``."""
+        return stream in self._dispatched or stream in self._admitted
+
+    @property
+    def running(self) -> list[str]:
+        """The streams of the requests that handlers work on."""
+        return list(self._dispatched)
+
+    async def append(self, stream: str, type_: str, data: object) -> Event:
+        """Store one message, with the request's record if it is its first, without it if it is its last."""
+        begins = self._leases is not None and stream not in self._recorded and type_ != RESPONSE and self.runs(stream)
+        ends = type_ == RESPONSE and stream in self._recorded
+        if not begins and not ends:
+            return await self._session.append(data, type=type_, stream=stream)
+        async with self._session.unit() as unit:
+            if begins:
+                unit.set(REQUEST_KEY + stream, self._record(stream))
+            else:
+                unit.remove(REQUEST_KEY + stream)
+            unit.append(data, type=type_, stream=stream)
+        if begins:
+            self._recorded.add(stream)
+        return unit.events[0]
+
+    def _record(self, stream: str) -> dict[str, Any]:
+        assert self._leases is not None
+        return {"id": self._admitted.get(stream, self._dispatched.get(stream)), "lease": self._leases.token}
+
+    def finished(self, stream: str) -> None:
+        """Its response was stored, or could not be: this process is done with it."""
+        self._dispatched.pop(stream, None)
+        self._recorded.discard(stream)
+
+    async def end_if_lost(self, cursor: Cursor) -> None:
+        """Return once the request of the cursor's stream has ended; end it if nobody runs it any more.
+
+        Does not return while it runs somewhere. A passing failure of the store is waited out.
+        """
+        if self._leases is None:
+            return
+        while True:
+            try:
+                async with self._claiming:
+                    if self.runs(cursor.stream):
+                        ended = False
+                    else:
+                        ended = await self._end_unless_alive(cursor)
+                if ended:
+                    return
+            except Conflict:
+                continue
+            except SessionError:
+                return
+            except StoreError as exc:
+                _log.warning("mcp.lost_request_check_failed", session=self._session.id, error=repr(exc))
+            await anyio.sleep(self._leases.poll_s)
+
+    async def _end_unless_alive(self, cursor: Cursor) -> bool:
+        """Raises: `Conflict` if the record changed meanwhile."""
+        assert self._leases is not None
+        stream, key = cursor.stream, REQUEST_KEY + cursor.stream
+        record, version = await self._session.get_versioned(key)
+        if record is None:  # it has ended (its response and the record went in one unit), or the record was wiped
+            if await self._responded(cursor):
+                return True
+            record = {"id": _guess_id(stream)}
+        elif record["lease"] != self._leases.token and await self._leases.alive(record["lease"]):
+            return False
+        await self._session.compare_and_set(key, {**record, "lease": self._leases.token}, version=version)
+        async with self._session.unit() as unit:
+            unit.append(_lost(record["id"]), type=RESPONSE, stream=stream)
+            unit.remove(key)
+        _log.info("mcp.request_lost", session=self._session.id, request=record["id"])
+        return True
+
+    async def _responded(self, cursor: Cursor) -> bool:
+        async for event in self._session.replay(after=str(cursor), stream=cursor.stream):
+            if event.type == RESPONSE:
+                return True
+        return False
+
+    async def end_all(self) -> None:
+        """The handlers of all running requests are gone: end the requests that got no response."""
+        for stream in self.running:
+            self.finished(stream)
+            await self.end_if_lost(Cursor(self._session.incarnation, 0, stream))
+
+
+def _guess_id(stream: str) -> RequestId:
+    """The JSON-RPC id that named the stream, where its record is gone: most clients count."""
+    return int(stream) if stream.isdecimal() else stream
+
+
+def _lost(request_id: RequestId) -> dict[str, Any]:
+    error = ErrorData(
+        code=REQUEST_LOST,
+        message="The server stopped while it ran this request. Whether it took effect is unknown; it will not go on.",
+    )
+    return JSONRPCError(jsonrpc="2.0", id=request_id, error=error).model_dump(
+        by_alias=True, mode="json", exclude_unset=True
+    )
