@@ -10,8 +10,9 @@ import msgspec
 from holdfast.backends.base import Batch, Head, Marker, Outcome, SessionWrite, Status
 from holdfast.backends.rules import advance, judge, outcome
 from holdfast.backends.sqlite.connection import write_transaction
+from holdfast.backends.sqlite.heads import HeadCache
 from holdfast.backends.sqlite.removal import remove_sessions
-from holdfast.backends.sqlite.rows import heads_by_id, heads_by_incarnation
+from holdfast.backends.sqlite.rows import heads_by_id
 from holdfast.errors import OutcomeUnknown
 
 __all__ = ["commit_batch", "forget_markers", "resolve_marker"]
@@ -31,20 +32,27 @@ _INSERT_EVENT: Final = (
     "INSERT INTO events (incarnation, seq, stream, type, data, retry_ms, time_us)"
     " VALUES (?, ?, ?, ?, CAST(? AS TEXT), ?, ?)"
 )
-_LEAVE_MARKER: Final = "INSERT OR REPLACE INTO markers (writer, lane, flush, outcomes, time_us) VALUES (?, ?, ?, ?, ?)"
+_LEAVE_MARKER: Final = (
+    "INSERT INTO markers (writer, lane, flush, outcomes, time_us) VALUES (?, ?, ?, ?, ?) ON CONFLICT (writer, lane)"
+    " DO UPDATE SET flush = excluded.flush, outcomes = excluded.outcomes, time_us = excluded.time_us"
+)
 
 _encode: Final = msgspec.msgpack.Encoder().encode
 _decode: Final = msgspec.msgpack.Decoder(list[Outcome]).decode
 
 
-def commit_batch(connection: sqlite3.Connection, batch: Batch) -> list[Outcome]:
-    """`Backend.commit`. The write lock comes first, so what the look-up finds stays true."""
+def commit_batch(connection: sqlite3.Connection, batch: Batch, cache: HeadCache) -> list[Outcome]:
+    """`Backend.commit`. The write lock comes first, so what the look-up finds stays true.
+
+    After an error ``cache`` is no longer right.
+    """
     with write_transaction(connection, commit_io_error=OutcomeUnknown):
-        plan = _Plan(connection, batch)
+        plan = _Plan(connection, batch, cache)
         outcomes = [plan.decide(write) for write in batch.writes]
         plan.apply(connection)
         marker = batch.marker
         connection.execute(_LEAVE_MARKER, (marker.writer, marker.lane, marker.flush, _encode(outcomes), batch.now_us))
+    cache.keep(plan.changed, plan.removed)
     return outcomes
 
 
@@ -64,14 +72,16 @@ def forget_markers(connection: sqlite3.Connection, writer: str | None, before_us
 class _Plan:
     """What a batch changes, as rows for one bulk statement each."""
 
-    def __init__(self, connection: sqlite3.Connection, batch: Batch) -> None:
+    def __init__(self, connection: sqlite3.Connection, batch: Batch, cache: HeadCache) -> None:
         writes = batch.writes
         self._max_events = batch.max_events
         self._by_id = heads_by_id(connection, [write.id for write in writes if write.create is not None])
-        self._by_incarnation = heads_by_incarnation(
+        self._by_incarnation = cache.look_up(
             connection, [write.incarnation for write in writes if write.create is None]
         )
-        self._removed: list[int] = []
+        self.changed: list[Head] = []
+        """The rows that stay, as they are after the batch."""
+        self.removed: list[int] = []
         self._created: list[Head] = []
         self._updated: list[tuple[Any, ...]] = []
         self._metadata: list[tuple[bytes, int]] = []
@@ -86,11 +96,14 @@ class _Plan:
         if status is not Status.COMMITTED:
             return Outcome(status)
         if write.create is not None and found is not None:
-            self._removed.append(found.incarnation)  # it has expired
+            self.removed.append(found.incarnation)  # it has expired
         before = write.create or found
         assert before is not None
         after = advance(before, write, self._max_events)
-        self._add(write, before, after)
+        if write.delete:
+            self._delete(write)
+        else:
+            self._keep(write, before, after)
         return outcome(before, after)
 
     def _find(self, write: SessionWrite) -> Head | None:
@@ -100,13 +113,14 @@ class _Plan:
         head = self._by_incarnation.get(write.incarnation)
         return head if head is not None and head.id == write.id else None
 
-    def _add(self, write: SessionWrite, before: Head, after: Head) -> None:
+    def _delete(self, write: SessionWrite) -> None:
+        self._by_id.pop(write.id, None)
+        if write.create is None:
+            self.removed.append(write.incarnation)
+
+    def _keep(self, write: SessionWrite, before: Head, after: Head) -> None:
         incarnation = after.incarnation
-        if write.delete:
-            if write.create is None:
-                self._removed.append(incarnation)
-            self._by_id.pop(write.id, None)
-            return
+        self.changed.append(after)
         if write.create is not None:
             self._created.append(after)
             self._by_id[write.id] = after
@@ -116,21 +130,32 @@ class _Plan:
             )
             if write.metadata is not None:
                 self._metadata.append((write.metadata, incarnation))
+        self._plan_state(write, incarnation, before.version)
+        seq = before.last_seq
+        for event in write.events:
+            seq += 1
+            self._events.append((incarnation, seq, *event))
+
+    def _plan_state(self, write: SessionWrite, incarnation: int, version: int) -> None:
         if write.cleared:
             self._cleared.append((incarnation,))
-        self._removes.extend((incarnation, key) for key in write.removes)
-        version = before.version
-        self._sets.extend((incarnation, key, raw, version + n) for key, (raw, n) in write.sets.items())
-        self._events.extend((incarnation, seq, *event) for seq, event in enumerate(write.events, before.last_seq + 1))
+        if write.removes:
+            self._removes.extend((incarnation, key) for key in write.removes)
+        if write.sets:
+            self._sets.extend((incarnation, key, raw, version + n) for key, (raw, n) in write.sets.items())
 
     def apply(self, connection: sqlite3.Connection) -> None:
         """Removals first: an id that they free may be created again in the same batch."""
-        if self._removed:
-            remove_sessions(connection, self._removed)
-        connection.executemany(_INSERT_SESSION, [msgspec.structs.astuple(head) for head in self._created])
-        connection.executemany(_UPDATE_SESSION, self._updated)
-        connection.executemany(_UPDATE_METADATA, self._metadata)
-        connection.executemany(_CLEAR_STATE, self._cleared)
-        connection.executemany(_REMOVE_KEY, self._removes)
-        connection.executemany(_SET_KEY, self._sets)
-        connection.executemany(_INSERT_EVENT, self._events)
+        if self.removed:
+            remove_sessions(connection, self.removed)
+        for statement, rows in (
+            (_INSERT_SESSION, [msgspec.structs.astuple(head) for head in self._created]),
+            (_UPDATE_SESSION, self._updated),
+            (_UPDATE_METADATA, self._metadata),
+            (_CLEAR_STATE, self._cleared),
+            (_REMOVE_KEY, self._removes),
+            (_SET_KEY, self._sets),
+            (_INSERT_EVENT, self._events),
+        ):
+            if rows:
+                connection.executemany(statement, rows)

@@ -12,6 +12,7 @@ from holdfast.backends.sqlite.checkpoint import Checkpointer
 from holdfast.backends.sqlite.commit import commit_batch
 from holdfast.backends.sqlite.config import SQLiteConfig
 from holdfast.backends.sqlite.connection import open_writer, set_durability
+from holdfast.backends.sqlite.heads import HeadCache, data_version
 from holdfast.model import Durability
 
 __all__ = ["WriterThread"]
@@ -27,12 +28,13 @@ class WriterThread:
         self._checkpointer: Final = None if config.exclusive else Checkpointer(config)
         self._durability: Durability | None = None
         self._data_version = 0
+        self._heads: Final = HeadCache()
 
     def open(self) -> sqlite3.Connection:
         connection = open_writer(self._config, schema.check)
         try:
             schema.migrate(connection)
-            self._data_version = _data_version(connection)
+            self._data_version = data_version(connection)
         except BaseException:
             connection.close()
             raise
@@ -47,21 +49,26 @@ class WriterThread:
         if batch.durability is not self._durability:
             set_durability(connection, batch.durability)
             self._durability = batch.durability
-        return self.write(connection, lambda writer: commit_batch(writer, batch))
+        try:
+            outcomes = commit_batch(connection, batch, self._heads)
+        except BaseException:
+            self._heads.clear()
+            raise
+        self._after_commit(connection)
+        return outcomes
 
     def write(self, connection: sqlite3.Connection, function: Callable[[sqlite3.Connection], T]) -> T:
-        """A transaction, and the checkpoint that it may make due."""
+        """Any transaction other than the commit of a batch."""
+        self._heads.clear()
         result = function(connection)
+        self._after_commit(connection)
+        return result
+
+    def _after_commit(self, connection: sqlite3.Connection) -> None:
         if self._checkpointer is not None:
             self._checkpointer.after_commit(connection)
-        return result
 
     def others_have_committed(self, connection: sqlite3.Connection) -> bool:
         """Whether another connection has, since the last call or the opening."""
-        known, self._data_version = self._data_version, _data_version(connection)
+        known, self._data_version = self._data_version, data_version(connection)
         return self._data_version != known
-
-
-def _data_version(connection: sqlite3.Connection) -> int:
-    version: int = connection.execute("PRAGMA data_version").fetchone()[0]
-    return version
