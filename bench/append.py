@@ -9,7 +9,6 @@ from pathlib import Path
 from time import perf_counter
 from typing import Final, NamedTuple, cast
 
-import anyio
 import msgspec
 
 from bench.competitors.base import Competitor, Workload, check_stored
@@ -93,8 +92,7 @@ async def _timed_run(competitor: Competitor, latencies_s: list[float] | None) ->
         await competitor.run(latencies_s)
         return perf_counter() - begin
     finally:
-        with anyio.CancelScope(shield=True):
-            await competitor.close()
+        await competitor.close()
 
 
 def _competitor(name: str) -> type[Competitor]:

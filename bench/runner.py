@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import logging
+import sys
 import tempfile
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ProcessPoolExecutor
@@ -12,6 +14,7 @@ from typing import Any, Literal, TypeVar, TypeVarTuple
 
 import anyio
 import msgspec
+import structlog
 
 __all__ = ["LOOPS", "Loop", "Settings", "Void", "isolated", "run_on"]
 
@@ -60,6 +63,19 @@ def isolated(settings: Settings, measure: Callable[[Path], T]) -> T:
     """
     with tempfile.TemporaryDirectory(dir=settings.parent_folder, prefix="holdfast-bench-") as name:
         if not settings.isolate:
-            return measure(Path(name))
+            return _quietly(measure, Path(name))
         with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
-            return pool.submit(measure, Path(name)).result()
+            return pool.submit(_quietly, measure, Path(name)).result()
+
+
+def _quietly(measure: Callable[[Path], T], folder: Path) -> T:
+    """Log as a server in production would: errors only, and not among the figures on standard output."""
+    before = structlog.get_config()
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    try:
+        return measure(folder)
+    finally:
+        structlog.configure(**before)
