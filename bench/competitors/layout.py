@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Final
@@ -46,7 +46,7 @@ def create_database(folder: Path, sessions: int) -> None:
 
 
 @contextmanager
-def connect(folder: Path) -> Iterator[sqlite3.Connection]:
+def connect(folder: Path) -> Generator[sqlite3.Connection]:
     with closing(sqlite3.connect(folder / DATABASE)) as connection:
         for pragma in PRAGMAS:
             connection.execute(pragma)
