@@ -29,7 +29,7 @@ Three outcomes of a failed write are three errors: `Conflict`, "not stored" (`Re
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypeVar
 
 __all__ = [
     "ActorCrashed",
@@ -54,7 +54,11 @@ __all__ = [
     "StoreClosed",
     "StoreError",
     "Unavailable",
+    "copy_for_caller",
 ]
+
+
+_E = TypeVar("_E", bound=Exception)
 
 
 class HoldfastError(Exception):
@@ -223,3 +227,11 @@ class SchemaError(StoreError):
 
 class StoreClosed(StoreError):
     """The supervisor takes no more work. Nothing was stored."""
+
+
+def copy_for_caller(error: _E) -> _E:
+    """The same error as an object of its own, so that the tracebacks of its many receivers stay apart."""
+    copy = error.__class__.__new__(error.__class__, *error.args)
+    copy.__dict__.update(error.__dict__)
+    copy.__cause__ = error.__cause__
+    return copy

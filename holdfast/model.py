@@ -51,16 +51,14 @@ class Durability(enum.Enum):
     REPLICATED = "replicated"
     """The machine is lost."""
 
-    @property
-    def rank(self) -> int:
-        return _DURABILITY_RANK[self]
+    def __init__(self, _value: str) -> None:
+        self.rank: Final = len(type(self).__members__)
+        """Its place in the order."""
 
     def covers(self, other: Durability) -> bool:
         """Whether a write at this level is at least as safe as one at ``other``."""
         return self.rank >= other.rank
 
-
-_DURABILITY_RANK: Final = {level: rank for rank, level in enumerate(Durability)}
 
 SessionStatus = Literal["active", "closed"]
 

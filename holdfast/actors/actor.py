@@ -13,87 +13,31 @@ What a caller can see here (`state`, `last_seq`, `ring`) is committed, always: i
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Awaitable, Callable
-from typing import Protocol
 
 import msgspec
 import structlog
 
-from holdfast.actors.mailbox import Budget, Mailbox
+from holdfast.actors.context import ActorContext, Subscriber
+from holdfast.actors.mailbox import Mailbox
 from holdfast.actors.merge import Turn, entry_bytes
 from holdfast.actors.unit import Unit
 from holdfast.backends.base import Head, Outcome, SessionWrite, Snapshot, StateValue, Status, expiry_us
-from holdfast.clock import Clock
-from holdfast.config import Config
 from holdfast.errors import (
     ActorCrashed,
     HoldfastError,
-    InvalidInput,
     OutcomeUnknown,
     SessionClosed,
     SessionExists,
     SessionNotFound,
     Unavailable,
+    copy_for_caller,
 )
 from holdfast.model import Durability, Event
-from holdfast.restart import RestartPolicy
 from holdfast.waiting import Ack
 
-__all__ = ["ActorContext", "SessionActor", "Subscriber"]
+__all__ = ["SessionActor"]
 
 _log = structlog.stdlib.get_logger("holdfast.actor")
-
-
-class Subscriber(Protocol):
-    """Somebody to wake when the session has changed."""
-
-    def wake(self) -> None: ...
-
-
-class ActorContext(Protocol):
-    """What an actor needs of its surroundings; the registry provides it."""
-
-    config: Config
-    clock: Clock
-    budget: Budget
-    restart_policy: RestartPolicy
-    new_ack: Callable[[], Ack]
-
-    def schedule(self, actor: SessionActor) -> None:
-        """Queue the actor with its writer lane for a turn."""
-        ...
-
-    def load(self, actor: SessionActor) -> Awaitable[None]:
-        """Bring the actor to the store's state (`adopt`, or `end` if the session is gone)."""
-        ...
-
-    def touched(self, actor: SessionActor) -> None:
-        """It has activity that is not stored yet."""
-        ...
-
-    def resized(self, delta: int) -> None:
-        """Its memory grew by ``delta`` bytes."""
-        ...
-
-    def grown(self, actor: SessionActor) -> None:
-        """Events were dropped logically: there is something to trim."""
-        ...
-
-    def created(self, actor: SessionActor) -> None:
-        """Its row is in the store now."""
-        ...
-
-    def ended(self, actor: SessionActor) -> None:
-        """The session is gone: drop the actor."""
-        ...
-
-    def gave_up(self, actor: SessionActor) -> None:
-        """It crashed too often: drop it. The session itself is well, and its next user hydrates it."""
-        ...
-
-    def lost(self, actor: SessionActor, units: int, error: Exception) -> None:
-        """Writes acknowledged on acceptance could not be stored."""
-        ...
 
 
 class SessionActor:
@@ -105,15 +49,21 @@ class SessionActor:
         "_context",
         "_crash",
         "_crashes",
+        "_head",
         "_taken",
+        "_taken_bytes",
         "_wake_ack",
         "_woken",
         "_write",
+        "active_us",
         "barriers",
         "creating",
         "ended",
         "exact",
-        "head",
+        "first_seq",
+        "id",
+        "incarnation",
+        "last_seq",
         "mailbox",
         "restarting",
         "ring",
@@ -124,18 +74,25 @@ class SessionActor:
         "touched_since_us",
         "touched_us",
         "used",
+        "version",
     )
 
     def __init__(self, context: ActorContext, head: Head, state: dict[str, StateValue], *, create: bool = False) -> None:
         self._context = context
-        self.head = head
-        """As committed, as far as this process knows."""
+        self.id = head.id
+        self.incarnation = head.incarnation
+        self._head = head
+        """The rest of the row; what every write changes is kept beside it, in the four that follow."""
+        self.version = head.version
+        self.last_seq = head.last_seq
+        self.first_seq = head.first_seq
+        self.active_us = head.active_us
         self.state = state
         self.state_bytes = sum(entry_bytes(key, value.raw) for key, value in state.items())
+        self.exact = True
+        """``state`` is the state at ``version``, not older."""
         self.creating = create
         """Its row is not in the store yet: the first write inserts it."""
-        self.exact = True
-        """``state`` is the state at ``head.version``, not older."""
         self.mailbox = Mailbox()
         self.scheduled = False
         """In a lane's queue, or held by a flush."""
@@ -144,7 +101,7 @@ class SessionActor:
         self.used = True
         """Since the registry's last look (for second-chance replacement)."""
         self.subscribers: set[Subscriber] = set()
-        self.ring: deque[Event] = deque()
+        self.ring: deque[Event] | None = None
         """The newest committed events, consecutive; kept only while there are subscribers."""
         self.touched_us = 0
         """Latest activity that is not stored yet; 0: none."""
@@ -154,6 +111,7 @@ class SessionActor:
         """Writes acknowledged on acceptance that are not stored yet."""
         self._write: SessionWrite | None = None
         self._taken: list[Unit] = []
+        self._taken_bytes = 0
         self._cautious = 0
         """So many units to commit one by one: one of them was rejected in company."""
         self._crash: Exception | None = None
@@ -162,33 +120,45 @@ class SessionActor:
         self._wake_ack: Ack | None = None
 
     def __repr__(self) -> str:
-        return f"<SessionActor {self.id!r} v{self.head.version} seq {self.head.last_seq}>"
+        return f"<SessionActor {self.id!r} v{self.version} seq {self.last_seq}>"
 
     @property
-    def id(self) -> str:
-        return self.head.id
+    def head(self) -> Head:
+        """The row as committed, as far as this process knows."""
+        return msgspec.structs.replace(
+            self._head,
+            version=self.version,
+            last_seq=self.last_seq,
+            first_seq=self.first_seq,
+            active_us=self.active_us,
+        )
 
     @property
-    def incarnation(self) -> int:
-        return self.head.incarnation
+    def owner(self) -> str | None:
+        return self._head.owner
+
+    @property
+    def ttl_us(self) -> int | None:
+        return self._head.ttl_us
+
+    @property
+    def closed(self) -> bool:
+        return self._head.status == "closed"
 
     @property
     def busy(self) -> bool:
         """It must stay hot: something is under way or somebody listens."""
         return bool(self.scheduled or self.mailbox.dirty_units or self.subscribers or self.touched_us or self.restarting)
 
-    def expires_us(self) -> int | None:
-        """When it becomes unreadable, counting activity that is not stored yet."""
-        head = self.head
-        return expiry_us(max(head.active_us, self.touched_us), head.ttl_us, head.deadline_us)
-
     def expired(self, now_us: int) -> bool:
-        expires_us = self.expires_us()
+        """Whether it is unreadable at ``now_us``, counting activity that is not stored yet."""
+        head = self._head
+        expires_us = expiry_us(max(self.active_us, self.touched_us), head.ttl_us, head.deadline_us)
         return expires_us is not None and expires_us <= now_us
 
     def touch(self, now_us: int) -> None:
-        """Note activity, to be stored with the next write or by the janitor."""
-        if self.head.ttl_us is None or now_us <= self.head.active_us:
+        """Note activity, to be stored with the next write or by the keeper."""
+        if now_us <= self.active_us or self._head.ttl_us is None:
             return
         if not self.touched_us:
             self.touched_since_us = now_us
@@ -211,28 +181,36 @@ class SessionActor:
 
     # Turns: called by the writer lane
 
-    def take(self, max_units: int, max_bytes: int) -> tuple[SessionWrite, Durability] | None:
-        """Merge what waits into one write. None: nothing can go now; the actor sees to itself."""
+    def take(self, max_units: int, max_bytes: int) -> tuple[SessionWrite, Durability, int] | None:
+        """Merge what waits into one write; with it the level it needs, and its size in bytes.
+
+        None: nothing can go now, and the actor sees to itself.
+        """
         queue = self.mailbox.queue
         write = self._new_write()
-        turn = Turn(write, self.state, self.state_bytes, self._context.config.limits)
+        turn: Turn | None = None
         taken, size, durability = self._taken, 0, Durability.MEMORY
         if self._cautious:
             self._cautious -= 1
             max_units = 1
         while queue and len(taken) < max_units and not write.delete:
             unit = queue[0]
-            if unit.withdrawn:
-                self._forget(queue.popleft())
-                continue
             if (taken and size + unit.size > max_bytes) or (unit.compute is not None and not self.exact):
                 break
             queue.popleft()
-            try:
-                turn.add(unit)
-            except Exception as exc:  # a user's function, or a limit: it fails this unit alone
-                self._refuse(unit, exc)
+            if unit.withdrawn:
+                self._forget(unit)
                 continue
+            if unit.only_events:
+                write.units += 1
+                write.events += unit.events or ()
+            else:
+                turn = turn or Turn(write, self.state, self.state_bytes, self._context.config.limits)
+                try:
+                    turn.add(unit)
+                except Exception as exc:  # noqa: BLE001  # a user's function, or a limit: it fails this unit alone
+                    self._refuse(unit, exc)
+                    continue
             unit.taken = True
             taken.append(unit)
             size += unit.size
@@ -242,21 +220,22 @@ class SessionActor:
         if not taken:
             self._nothing_taken()
             return None
-        write.accepted_us = min(taken[0].accepted_us, self.touched_since_us or taken[0].accepted_us)
-        write.active_us = max(write.active_us, self.touched_us)
-        self._write = write
-        return write, durability
+        write.accepted_us = taken[0].accepted_us
+        if self.touched_us:
+            write.accepted_us = min(write.accepted_us, self.touched_since_us)
+            write.active_us = max(write.active_us, self.touched_us)
+        self._write, self._taken_bytes = write, size
+        return write, durability, size
 
     def _new_write(self) -> SessionWrite:
-        head = self.head
         return SessionWrite(
-            id=head.id,
-            incarnation=head.incarnation,
+            id=self.id,
+            incarnation=self.incarnation,
             accepted_us=0,
             active_us=0,
-            version=head.version,
-            base_seq=head.last_seq,
-            create=head if self.creating else None,
+            version=self.version,
+            base_seq=self.last_seq,
+            create=self._head if self.creating else None,
         )
 
     def _nothing_taken(self) -> None:
@@ -290,7 +269,7 @@ class SessionActor:
         write = self._write
         assert write is not None
         self._advance(write, outcome)
-        self._acknowledge(self._taken, outcome)
+        self._acknowledge(outcome)
         self._taken, self._write = [], None
         if self.creating:
             self.creating = False
@@ -302,36 +281,36 @@ class SessionActor:
 
     def _advance(self, write: SessionWrite, outcome: Outcome) -> None:
         """Bring head, state and ring to what the commit made."""
-        head = self.head
-        new_version = outcome.base_version + write.units
-        last_seq = outcome.base_seq + len(write.events)
-        if head.version == outcome.base_version:
-            self._apply_state(write)
-        elif head.version < new_version:  # others wrote in between; if not, a load has seen this write already
+        _, base_version, base_seq, base_first_seq, first_seq = outcome
+        new_version = base_version + write.units
+        if self.version == base_version:
+            if write.sets or write.removes or write.cleared:
+                self._apply_state(write)
+            self.version = new_version
+        elif self.version < new_version:  # others wrote in between; else, a load has seen this write already
             self.exact = False
-        if outcome.first_seq > outcome.base_first_seq:
-            self._context.grown(self)
+            self.version = new_version
         if self.subscribers and write.events:
-            self._extend_ring(write, outcome.base_seq)
-        self.head = Head(
-            id=head.id,
-            incarnation=head.incarnation,
-            owner=head.owner,
-            created_us=head.created_us,
-            active_us=max(head.active_us, write.active_us),
-            ttl_us=head.ttl_us,
-            deadline_us=head.deadline_us,
+            self._extend_ring(write, base_seq)
+        self.last_seq = max(self.last_seq, base_seq + len(write.events))
+        if first_seq > base_first_seq:
+            self.first_seq = max(self.first_seq, first_seq)
+            self._context.grown(self)
+        if write.close or write.metadata is not None:
+            self._change_head(write)
+        self.active_us = max(self.active_us, write.active_us)
+        if self.touched_us:
+            self._touches_stored(write.active_us)
+
+    def _change_head(self, write: SessionWrite) -> None:
+        head = self._head
+        self._head = msgspec.structs.replace(
+            head,
             status="closed" if write.close else head.status,
             metadata=head.metadata if write.metadata is None else write.metadata,
-            first_seq=max(head.first_seq, outcome.first_seq),
-            last_seq=max(head.last_seq, last_seq),
-            version=max(head.version, new_version),
         )
-        self._touches_stored(write.active_us)
 
     def _touches_stored(self, active_us: int) -> None:
-        if not self.touched_us:
-            return
         if self.touched_us <= active_us:
             self.touched_us = self.touched_since_us = 0
         else:  # active again since the write was taken; alive by what it has stored
@@ -339,8 +318,6 @@ class SessionActor:
             self._context.touched(self)
 
     def _apply_state(self, write: SessionWrite) -> None:
-        if not (write.sets or write.removes or write.cleared):
-            return
         state, before = self.state, self.state_bytes
         if write.cleared:
             state.clear()
@@ -360,28 +337,16 @@ class SessionActor:
 
     def _extend_ring(self, write: SessionWrite, base_seq: int) -> None:
         ring = self.ring
-        if ring and ring[-1].seq != base_seq:
+        if ring is None:
+            ring = self.ring = deque(maxlen=self._context.config.actors.ring_events)
+        elif ring and ring[-1].seq != base_seq:
             ring.clear()
         for seq, event in enumerate(write.events, base_seq + 1):
-            ring.append(
-                Event(
-                    session_id=write.id,
-                    incarnation=write.incarnation,
-                    seq=seq,
-                    stream=event.stream,
-                    type=event.type,
-                    raw=event.raw,
-                    retry_ms=event.retry_ms,
-                    time_us=event.time_us,
-                )
-            )
-        while len(ring) > self._context.config.actors.ring_events:
-            ring.popleft()
+            ring.append(event.numbered(write.id, write.incarnation, seq))
 
-    def _acknowledge(self, units: list[Unit], outcome: Outcome) -> None:
-        version, seq, first_seq, size = outcome.base_version, outcome.base_seq, outcome.base_first_seq, 0
-        for unit in units:
-            size += unit.size
+    def _acknowledge(self, outcome: Outcome) -> None:
+        version, seq, first_seq = outcome.base_version, outcome.base_seq, outcome.base_first_seq
+        for unit in self._taken:
             if not unit.touch_only:
                 version += 1
             unit.version = version
@@ -397,7 +362,7 @@ class SessionActor:
                 self.barriers -= not unit.touch_only
             elif not ack.done():
                 ack.set_result(None)
-        self._context.budget.release(self.mailbox, len(units), size)
+        self._context.budget.release(self.mailbox, len(self._taken), self._taken_bytes)
 
     def _next_turn(self) -> None:
         self.scheduled = False
@@ -455,7 +420,7 @@ class SessionActor:
             elif self.touched_us and not self.ended:
                 self._context.touched(self)
         elif not unit.ack.done():
-            unit.ack.set_exception(_for_one_caller(error))
+            unit.ack.set_exception(copy_for_caller(error) if isinstance(error, HoldfastError) else error)
         self._forget(unit)
 
     def _forget(self, unit: Unit) -> None:
@@ -469,7 +434,7 @@ class SessionActor:
     def adopt(self, snapshot: Snapshot) -> None:
         """Take over what was read from the store, unless this process knows better by now."""
         head, state = snapshot.head, snapshot.state
-        if head.version < self.head.version:
+        if head.version < self.version:
             return
         if state is not None:
             before = self.state_bytes
@@ -477,15 +442,18 @@ class SessionActor:
             self.state_bytes = sum(entry_bytes(key, value.raw) for key, value in state.items())
             self._context.resized(self.state_bytes - before)
             self.exact = True
-        elif head.version > self.head.version:
+        elif head.version > self.version:
             self.exact = False
-        known = self.head
-        grew = head.last_seq > known.last_seq or head.status != known.status
-        self.head = msgspec.structs.replace(  # touches and trims make no version: keep what was learnt of them
-            head, active_us=max(head.active_us, known.active_us), first_seq=max(head.first_seq, known.first_seq)
-        )
-        self._touches_stored(head.active_us)
-        if grew:
+        news = head.last_seq > self.last_seq or head.status != self._head.status
+        self._head = head
+        self.version = head.version
+        self.last_seq = max(self.last_seq, head.last_seq)
+        # Touches and trims make no version: keep what was learnt of them since the read.
+        self.first_seq = max(self.first_seq, head.first_seq)
+        self.active_us = max(self.active_us, head.active_us)
+        if self.touched_us:
+            self._touches_stored(head.active_us)
+        if news:
             self.wake_subscribers()
 
     def end(self) -> None:
@@ -541,28 +509,16 @@ class SessionActor:
 
     async def _restart(self, crash: Exception) -> None:
         context = self._context
-        now = context.clock.monotonic()
         self._crash = None
-        self._crashes, delay_s = context.restart_policy.decide(self._crashes, now)
+        self._crashes, delay_s = context.restart_policy.decide(self._crashes, context.clock.monotonic())
         if delay_s is None:
             _log.error("actor.gave_up", session_id=self.id, crashes=len(self._crashes))
             self.restarting = False
-            self.fail_waiting(ActorCrashed(self.id))
             self.ended = True
+            self.fail_waiting(ActorCrashed(self.id))
             context.gave_up(self)
             self.wake_subscribers()
             return
         await context.clock.sleep(delay_s)
         self.restarting = False
         _log.info("actor.restarted", session_id=self.id, after=repr(crash)[:200])
-
-
-def _for_one_caller(error: Exception) -> Exception:
-    """An exception object of its own for each caller, so that tracebacks do not pile up on one."""
-    if isinstance(error, InvalidInput) or not isinstance(error, HoldfastError):
-        return error
-    copy = error.__class__.__new__(error.__class__, *error.args)
-    copy.__dict__.update(error.__dict__)
-    copy.args = error.args
-    copy.__cause__ = error.__cause__
-    return copy

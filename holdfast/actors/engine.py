@@ -90,9 +90,27 @@ class Engine:
             await self.by_deadline(deadline_s, unit, lambda: self.submit(session_id, incarnation, unit, None))
             return
         actor = self.registry.hot.get(session_id)
-        if actor is None or actor.incarnation != incarnation or self.exclusive:
-            actor = await self.registry.hydrated(session_id, incarnation)
-        await self.post(actor, unit)
+        if (
+            actor is None
+            or actor.incarnation != incarnation
+            or (self.exclusive and actor.expired(unit.accepted_us))
+            or self.closed
+            or not self.registry.budget.admits(actor.mailbox, unit.size)
+        ):
+            await self._submit_slowly(session_id, incarnation, unit)
+            return
+        self.breaker.check()
+        actor.post(unit)
+        if unit.ack is not None:
+            try:
+                await unit.ack
+            finally:
+                unit.withdrawn = not unit.taken
+
+    async def _submit_slowly(self, session_id: str, incarnation: int, unit: Unit) -> None:
+        if self.closed:
+            raise StoreClosed("the store is closed")
+        await self.post(await self.registry.hydrated(session_id, incarnation), unit)
 
     async def by_deadline(self, deadline_s: float, unit: Unit, submit: Callable[[], Awaitable[None]]) -> None:
         """Run ``submit`` for ``unit``. Raises: `DeadlineExceeded`, which says what is known of the unit."""
@@ -110,7 +128,7 @@ class Engine:
         if not budget.admits(actor.mailbox, unit.size):
             await budget.wait_for_room(actor.mailbox, unit.size)
             if actor.ended:  # meanwhile passivated, or gone: find its owner again
-                await self.submit(actor.id, actor.incarnation, unit, None)
+                await self._submit_slowly(actor.id, actor.incarnation, unit)
                 return
         actor.post(unit)
         if unit.ack is None:
@@ -154,7 +172,7 @@ class Engine:
         actor = await self.registry.find_incarnation(session_id, incarnation, cached=cached, state=state)
         if self.config.background:
             actor.touch(self.clock.now_us())
-        elif actor.head.ttl_us is not None:
+        elif actor.ttl_us is not None:
             await self.settled(actor)
         return actor
 

@@ -37,11 +37,11 @@ class EventLog:
         if after is None:
             return 0
         if after is LATEST:
-            return actor.head.last_seq
+            return actor.last_seq
         cursor = Cursor.parse(after)
         if cursor.incarnation != actor.incarnation:
             raise InvalidCursor(after, "foreign")
-        if cursor.seq > actor.head.last_seq:
+        if cursor.seq > actor.last_seq:
             raise InvalidCursor(after, "ahead")
         return cursor.seq
 
@@ -77,7 +77,7 @@ class EventLog:
 
         Raises: as `page` and `position`.
         """
-        seq, end_seq = self.position(actor, after), actor.head.last_seq
+        seq, end_seq = self.position(actor, after), actor.last_seq
         cursor = after
         while seq < end_seq and limit != 0:
             size = _PAGE_EVENTS if limit is None else min(limit, _PAGE_EVENTS)

@@ -50,7 +50,7 @@ class Budget:
 
     def admits(self, mailbox: Mailbox, size: int) -> bool:
         """Whether a unit fits now. An empty mailbox takes one unit of any size."""
-        return self._full_bound(mailbox, size) is None
+        return not mailbox.dirty_units or self._full_bound(mailbox, size) is None
 
     def _full_bound(self, mailbox: Mailbox, size: int) -> str | None:
         config = self._config

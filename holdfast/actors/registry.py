@@ -15,10 +15,11 @@ import msgspec
 import structlog
 from anyio.abc import TaskGroup
 
-from holdfast.actors.actor import SessionActor, Subscriber
+from holdfast.actors.actor import SessionActor
+from holdfast.actors.context import Subscriber
 from holdfast.actors.mailbox import Budget
 from holdfast.actors.unit import Unit
-from holdfast.backends.base import Head, LoadRequest, Snapshot, StateValue
+from holdfast.backends.base import LoadRequest, Snapshot
 from holdfast.backends.reader import Reader
 from holdfast.backends.writer import Writer
 from holdfast.clock import Clock
@@ -92,7 +93,7 @@ class Registry:
         """Set when the first session is subscribed to, and when the last no longer is."""
         self.shortest_ttl_us: int | None = None
         self._touched: set[SessionActor] = set()
-        self._writer = writer
+        self.schedule = writer.schedule
         self._reader = reader
         self._tasks = tasks
         self._loads: dict[str, set[_Load]] = {}
@@ -176,7 +177,7 @@ class Registry:
         actor = self.hot.get(session_id)
         if actor is None:
             return LoadRequest(session_id)
-        return LoadRequest(session_id, actor.incarnation, actor.head.version if actor.exact else -1, head_only)
+        return LoadRequest(session_id, actor.incarnation, actor.version if actor.exact else -1, head_only)
 
     def _reconcile(self, session_id: str, snapshot: Snapshot | None, load: _Load) -> SessionActor | None:
         """Hold a snapshot against the hot actor of the id; returns the actor that is hot afterwards."""
@@ -199,7 +200,7 @@ class Registry:
         self.hot[actor.id] = actor
         self._hydrated += 1
         self._state_bytes += actor.state_bytes
-        ttl_us = actor.head.ttl_us
+        ttl_us = actor.ttl_us
         if ttl_us is not None and (self.shortest_ttl_us is None or ttl_us < self.shortest_ttl_us):
             self.shortest_ttl_us = ttl_us
             self.shorter_ttl.set()
@@ -295,12 +296,9 @@ class Registry:
         if not actor.subscribers:
             self.subscribed.discard(actor)
             self.audience.set()
-            actor.ring.clear()
+            actor.ring = None
 
     # What actors report (`ActorContext`)
-
-    def schedule(self, actor: SessionActor) -> None:
-        self._writer.schedule(actor)
 
     def touched(self, actor: SessionActor) -> None:
         if not self._touched:

@@ -113,13 +113,13 @@ class Subscription:
             waker = self._waker
             assert waker is not None
             waker.clear()
-            if self._seq < actor.head.last_seq:
+            if self._seq < actor.last_seq:
                 await self._fetch(actor)
                 if self._page:
                     return True
             elif actor.ended:
                 raise SessionNotFound(self._session_id)
-            elif actor.head.status == "closed":
+            elif actor.closed:
                 return False
             else:
                 await waker.wait()

@@ -14,7 +14,7 @@ from holdfast.waiting import Ack
 __all__ = ["Compute", "StateView", "Unit"]
 
 
-class Unit(msgspec.Struct, kw_only=True):
+class Unit(msgspec.Struct, kw_only=True, gc=False):
     """One caller's atomic unit of work.
 
     The first part says what to do: first ``cleared``, then ``removes`` and ``sets`` (no key in
@@ -39,6 +39,8 @@ class Unit(msgspec.Struct, kw_only=True):
     touch_only: bool = False
     """Takes no version of its own: it only keeps the session alive, or moves ``floor_seq``."""
     compute: Compute | None = None
+    only_events: bool = False
+    """It appends and does nothing else, so merging it cannot fail."""
 
     taken: bool = False
     """A flush holds it: giving up waiting no longer prevents it."""

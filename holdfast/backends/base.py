@@ -121,8 +121,22 @@ class NewEvent(NamedTuple):
     retry_ms: int | None
     time_us: int
 
+    def numbered(self, session_id: str, incarnation: int, seq: int) -> Event:
+        """The event as it stands in the log (``seq`` 0: not stored yet)."""
+        stream, type_, raw, retry_ms, time_us = self
+        return Event(
+            session_id=session_id,
+            incarnation=incarnation,
+            seq=seq,
+            stream=stream,
+            type=type_,
+            raw=raw,
+            retry_ms=retry_ms,
+            time_us=time_us,
+        )
 
-class SessionWrite(msgspec.Struct, kw_only=True):
+
+class SessionWrite(msgspec.Struct, kw_only=True, gc=False):
     """One session's atomic unit in a batch: all of it commits, or none.
 
     ``units`` user units were merged into it. They take the versions ``base + 1 … base + units``,
@@ -146,9 +160,9 @@ class SessionWrite(msgspec.Struct, kw_only=True):
     """Insert this row first (version 0, no events); `Status.EXISTS` if a live one has the id."""
     cleared: bool = False
     """Drop all state before ``sets``."""
-    sets: dict[str, tuple[bytes, int]] = msgspec.field(default_factory=dict[str, tuple[bytes, int]])
-    removes: set[str] = msgspec.field(default_factory=set[str])
-    events: list[NewEvent] = msgspec.field(default_factory=list[NewEvent])
+    sets: dict[str, tuple[bytes, int]] = {}
+    removes: set[str] = set()
+    events: list[NewEvent] = []
     metadata: bytes | None = None
     floor_seq: int = 0
     """Events below it go: ``first_seq`` becomes at least ``min(floor_seq, last_seq + 1)``."""

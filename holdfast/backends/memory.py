@@ -100,16 +100,7 @@ class MemoryBackend:
         row.head = advance(before, write, max_events)
         _apply_state(row.state, write, before.version)
         row.events.extend(
-            Event(
-                session_id=write.id,
-                incarnation=write.incarnation,
-                seq=seq,
-                stream=event.stream,
-                type=event.type,
-                raw=event.raw,
-                retry_ms=event.retry_ms,
-                time_us=event.time_us,
-            )
+            event.numbered(write.id, write.incarnation, seq)
             for seq, event in enumerate(write.events, before.last_seq + 1)
         )
         if write.delete:

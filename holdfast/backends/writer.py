@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Protocol, TypeVar
 from zlib import crc32
 
 import anyio
@@ -39,8 +39,8 @@ class WriteSource(Protocol):
     @property
     def id(self) -> str: ...
 
-    def take(self, max_units: int, max_bytes: int) -> tuple[SessionWrite, Durability] | None:
-        """The next write and the level it needs; None if there is nothing to write now."""
+    def take(self, max_units: int, max_bytes: int) -> tuple[SessionWrite, Durability, int] | None:
+        """The next write, the level it needs and its size in bytes; None if there is nothing to write now."""
         ...
 
     def settle(self, outcome: Outcome) -> None: ...
@@ -79,10 +79,7 @@ class LaneStatistics(msgspec.Struct, frozen=True, kw_only=True):
     """Time spent in commits."""
 
 
-class _Taken(NamedTuple):
-    source: WriteSource
-    write: SessionWrite
-    durability: Durability
+_Taken = tuple[WriteSource, SessionWrite, Durability]
 
 
 class Lane:
@@ -129,23 +126,23 @@ class Lane:
     def _gather(self) -> list[_Taken]:
         """One write each from as many sources as a batch may hold, in round-robin order."""
         writer, ready = self._writer, self._ready
-        room, max_units = writer.max_batch_bytes, writer.config.max_session_units
+        room, max_units, max_sessions = writer.max_batch_bytes, writer.config.max_session_units, writer.max_batch_sessions
         taken: dict[str, _Taken] = {}
         later: list[WriteSource] = []
-        while ready and len(taken) < writer.max_batch_sessions and room > 0:
+        while ready and len(taken) < max_sessions and room > 0:
             source = ready.popleft()
             if source.id in taken:  # another incarnation of the same id: one after the other
                 later.append(source)
                 continue
             try:
-                pair = source.take(max_units, room)
-            except Exception as exc:
+                part = source.take(max_units, room)
+            except Exception as exc:  # noqa: BLE001
                 source.crashed(exc)
                 continue
-            if pair is not None:
-                write, durability = pair
-                taken[source.id] = _Taken(source, write, durability)
-                room -= _size(write)
+            if part is not None:
+                write, durability, size = part
+                taken[source.id] = (source, write, durability)
+                room -= size
         ready.extend(later)
         return list(taken.values())
 
@@ -176,8 +173,8 @@ class Lane:
         """One of the writes is poison, and nothing was stored: find it by halves, save the others."""
         if len(taken) == 1:
             self._failed += 1
-            _log.error("writer.rejected", session_id=taken[0].write.id, error=str(error))
-            _tell(taken[0].source, taken[0].source.reject, error)
+            _log.error("writer.rejected", session_id=taken[0][1].id, error=str(error))
+            _tell(taken[0][0], taken[0][0].reject, error)
             return
         self._bisections += 1
         middle = len(taken) // 2
@@ -190,8 +187,8 @@ class Lane:
         Raises: `Rejected`, `Unavailable` (nothing is stored) or `OutcomeUnknown`.
         """
         writer = self._writer
-        writes = [item.write for item in taken]
-        durability = max((item.durability for item in taken), key=lambda level: level.rank)
+        writes = [write for _, write, _ in taken]
+        durability = max((level for _, _, level in taken), key=lambda level: level.rank)
         backoff = writer.backoff()
         started = writer.clock.monotonic()
         try:
@@ -278,14 +275,6 @@ class Lane:
         )
 
 
-def _size(write: SessionWrite) -> int:
-    """About how many bytes the write moves."""
-    size = 200 + sum(len(raw) for raw, _ in write.sets.values())
-    for event in write.events:
-        size += len(event.raw) + 100
-    return size
-
-
 def _tell(source: WriteSource, method: Callable[[_T], None], argument: _T) -> None:
     """Call a source; an error in it is its own crash, and no other's."""
     try:
@@ -343,13 +332,14 @@ class Writer:
         own_bound = capabilities.max_batch_sessions or config.max_batch_sessions
         self.max_batch_sessions = min(config.max_batch_sessions, own_bound)
         self.max_batch_bytes = config.max_batch_bytes
-        self.lanes = [Lane(self, number) for number in range(config.lanes or capabilities.preferred_lanes)]
-
-    def schedule(self, source: WriteSource) -> None:
+        self.schedule: Callable[[WriteSource], None] = self._schedule
         """Queue a source for its next turn. Not while it is queued or taken already."""
-        lanes = self.lanes
-        lane = lanes[0] if len(lanes) == 1 else lanes[crc32(source.id.encode()) % len(lanes)]
-        lane.schedule(source)
+        self.lanes = [Lane(self, number) for number in range(config.lanes or capabilities.preferred_lanes)]
+        if len(self.lanes) == 1:
+            self.schedule = self.lanes[0].schedule
+
+    def _schedule(self, source: WriteSource) -> None:
+        self.lanes[crc32(source.id.encode()) % len(self.lanes)].schedule(source)
 
     def backoff(self) -> _Backoff:
         return _Backoff(self.config, self.clock, self.breaker)

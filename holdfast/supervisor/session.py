@@ -15,7 +15,7 @@ from holdfast.backends.base import Head, expiry_us
 from holdfast.errors import Conflict, InvalidCursor, InvalidInput, SessionClosed, SessionNotFound
 from holdfast.model import Cursor, Durability, Event, Latest, SessionInfo
 from holdfast.supervisor.checks import Checks
-from holdfast.supervisor.unit_of_work import EventData, UnitOfWork, numbered
+from holdfast.supervisor.unit_of_work import EVENT_OVERHEAD, EventData, UnitOfWork, numbered
 
 __all__ = ["Session", "session_info"]
 
@@ -259,19 +259,20 @@ class Session:
 
         ``retry_ms`` is kept for SSE. Acknowledged on acceptance, the event has no id yet.
         """
-        event = self._checks.event(data, stream, type, retry_ms, self._engine.clock.now_us())
-        unit = self._unit(durability, size=len(event.raw) + 64, events=[event])
-        await self._submit(unit, deadline_s)
-        return Event(
-            session_id=self.id,
-            incarnation=self.incarnation,
-            seq=unit.first_seq,
-            stream=stream,
-            type=type,
-            raw=event.raw,
-            retry_ms=retry_ms,
-            time_us=event.time_us,
+        engine = self._engine
+        now_us = engine.clock.now_us()
+        event = self._checks.event(data, stream, type, retry_ms, now_us)
+        level = engine.durability if durability is None else engine.check_durability(durability)
+        unit = Unit(
+            accepted_us=now_us,
+            size=len(event.raw) + EVENT_OVERHEAD,
+            durability=level,
+            ack=engine.new_ack() if level is not Durability.MEMORY else self._ack(level, durability),
+            events=[event],
+            only_events=True,
         )
+        await engine.submit(self.id, self.incarnation, unit, deadline_s)
+        return event.numbered(self.id, self.incarnation, unit.first_seq)
 
     async def append_many(
         self,
@@ -355,7 +356,7 @@ class Session:
 
     def _level(self, durability: Durability | None) -> Durability:
         engine = self._engine
-        return engine.durability if durability is None else engine.check_durability(Durability(durability))
+        return engine.durability if durability is None else engine.check_durability(durability)
 
     def _ack(self, level: Durability, asked: Durability | None) -> Any:
         """None (acknowledge on acceptance) only where the caller, or the settings, ask for "memory"."""

@@ -239,7 +239,7 @@ class Supervisor:
         engine = self._engine
         check_session_id(id)
         actor = await engine.within(deadline_s, lambda: engine.registry.find(id, state=engine.exclusive))
-        if actor is None or (owner is not None and actor.head.owner != owner):
+        if actor is None or (owner is not None and actor.owner != owner):
             return None
         actor.touch(self.clock.now_us())
         return self._handle(id, actor.incarnation)

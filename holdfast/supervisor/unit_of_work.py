@@ -14,9 +14,9 @@ from holdfast.model import Durability, Event
 from holdfast.supervisor.checks import Checks
 from holdfast.waiting import Ack
 
-__all__ = ["EventData", "UnitOfWork"]
+__all__ = ["EVENT_OVERHEAD", "EventData", "UnitOfWork", "numbered"]
 
-_EVENT_OVERHEAD = 64
+EVENT_OVERHEAD = 64
 """What an event counts beyond its data, so that a million empty ones are not free."""
 
 
@@ -70,7 +70,7 @@ class UnitOfWork:
     def append(self, data: Any, *, type: str = "message", stream: str = "", retry_ms: int | None = None) -> None:
         """Raises: `InvalidInput` (`NotJSON`, `LimitExceeded`)."""
         event = self._checks.event(data, stream, type, retry_ms, self._clock.now_us())
-        self._grow(len(event.raw) + _EVENT_OVERHEAD)
+        self._grow(len(event.raw) + EVENT_OVERHEAD)
         self._events.append(event)
 
     def set_metadata(self, metadata: dict[str, Any]) -> None:
@@ -126,16 +126,8 @@ class UnitOfWork:
 
 def numbered(unit: Unit, session_id: str, incarnation: int) -> list[Event]:
     """The events of a settled unit, as they stand in the log (``seq`` 0: not settled yet)."""
+    first_seq = unit.first_seq
     return [
-        Event(
-            session_id=session_id,
-            incarnation=incarnation,
-            seq=unit.first_seq + index if unit.first_seq else 0,
-            stream=event.stream,
-            type=event.type,
-            raw=event.raw,
-            retry_ms=event.retry_ms,
-            time_us=event.time_us,
-        )
+        event.numbered(session_id, incarnation, first_seq + index if first_seq else 0)
         for index, event in enumerate(unit.events or ())
     ]

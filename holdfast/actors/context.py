@@ -1,0 +1,69 @@
+"""What a session actor needs of its surroundings."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Protocol
+
+from holdfast.actors.mailbox import Budget
+from holdfast.clock import Clock
+from holdfast.config import Config
+from holdfast.restart import RestartPolicy
+from holdfast.waiting import Ack
+
+if TYPE_CHECKING:
+    from holdfast.actors.actor import SessionActor
+
+__all__ = ["ActorContext", "Subscriber"]
+
+
+class Subscriber(Protocol):
+    """Somebody to wake when the session has changed."""
+
+    def wake(self) -> None: ...
+
+
+class ActorContext(Protocol):
+    """What an actor needs of its surroundings; the registry provides it."""
+
+    config: Config
+    clock: Clock
+    budget: Budget
+    restart_policy: RestartPolicy
+    new_ack: Callable[[], Ack]
+
+    def schedule(self, actor: SessionActor) -> None:
+        """Queue the actor with its writer lane for a turn."""
+        ...
+
+    def load(self, actor: SessionActor) -> Awaitable[None]:
+        """Bring the actor to the store's state (`adopt`, or `end` if the session is gone)."""
+        ...
+
+    def touched(self, actor: SessionActor) -> None:
+        """It has activity that is not stored yet."""
+        ...
+
+    def resized(self, delta: int) -> None:
+        """Its memory grew by ``delta`` bytes."""
+        ...
+
+    def grown(self, actor: SessionActor) -> None:
+        """Events were dropped logically: there is something to trim."""
+        ...
+
+    def created(self, actor: SessionActor) -> None:
+        """Its row is in the store now."""
+        ...
+
+    def ended(self, actor: SessionActor) -> None:
+        """The session is gone: drop the actor."""
+        ...
+
+    def gave_up(self, actor: SessionActor) -> None:
+        """It crashed too often: drop it. The session itself is well, and its next user hydrates it."""
+        ...
+
+    def lost(self, actor: SessionActor, units: int, error: Exception) -> None:
+        """Writes acknowledged on acceptance could not be stored."""
+        ...
