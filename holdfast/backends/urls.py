@@ -8,7 +8,7 @@ is imported only then.
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import import_module, metadata
+from importlib import import_module
 from typing import Any, Final, TypeVar, cast
 from urllib.parse import SplitResult, unquote
 
@@ -28,7 +28,7 @@ _BUILT_IN: Final = {
     "memory": "holdfast.backends.memory:from_url",
     "sqlite": "holdfast.backends.sqlite:from_url",
 }
-"""As in pyproject.toml, so that a source tree works without being installed."""
+"""As in pyproject.toml: a source tree works without being installed, and nothing is looked up for these."""
 
 _EXTRAS: Final = {
     "asyncpg": "postgres",
@@ -42,9 +42,11 @@ _S = TypeVar("_S", bound=msgspec.Struct)
 
 
 def backend_schemes() -> dict[str, str]:
-    """The known URL schemes, and the entry point (``module:attribute``) of each."""
+    """The known URL schemes, and the entry point (``module:attribute``) of each. Ours cannot be replaced."""
+    from importlib import metadata  # slow to import, and only others' backends need it
+
     installed = {point.name: point.value for point in metadata.entry_points(group=ENTRY_POINT_GROUP)}
-    return _BUILT_IN | installed
+    return installed | _BUILT_IN
 
 
 def create_backend(url: str) -> Backend:
@@ -94,11 +96,11 @@ def file_path(url: SplitResult) -> str:
 
 
 def _factory(scheme: str) -> BackendFactory:
-    schemes = backend_schemes()
-    if scheme not in schemes:
-        listed = ", ".join(f"{name}://" for name in sorted(schemes))
+    target = _BUILT_IN.get(scheme) or backend_schemes().get(scheme)
+    if target is None:
+        listed = ", ".join(f"{name}://" for name in sorted(backend_schemes()))
         raise ConfigError("url", f"no backend for {scheme}:// (there are: {listed})")
-    module, _, attribute = schemes[scheme].partition(":")
+    module, _, attribute = target.partition(":")
     try:
         return cast("BackendFactory", getattr(import_module(module), attribute))
     except ModuleNotFoundError as exc:

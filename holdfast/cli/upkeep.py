@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import click
 import msgspec
 
 from holdfast.backends.base import SessionFilter
@@ -52,7 +53,7 @@ def _shown(value: object) -> str:
 
 async def collect_garbage(settings: Settings, *, json: bool) -> None:
     """Remove expired sessions and the rows of trimmed events, all of them, and say how many."""
-    from holdfast.supervisor import Supervisor  # the only command that runs an engine
+    from holdfast.supervisor.supervisor import Supervisor  # the only command that runs an engine
 
     refuse_missing(split_url(settings.url))
     config = msgspec.structs.replace(settings.config, background=False)
@@ -62,4 +63,4 @@ async def collect_garbage(settings: Settings, *, json: bool) -> None:
     if json:
         output.print_json({"expired": [session.id for session in expired], "events_deleted": trimmed})
     else:
-        output.note(f"{len(expired):,} expired sessions removed, {trimmed:,} trimmed events deleted")
+        click.echo(f"{len(expired):,} expired sessions removed, {trimmed:,} trimmed events deleted")
