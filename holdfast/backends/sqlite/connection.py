@@ -24,6 +24,7 @@ from holdfast.model import Durability
 
 __all__ = [
     "Connection",
+    "closed_on_error",
     "connect",
     "open_reader",
     "open_writer",
@@ -33,8 +34,11 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+_Step = Callable[[sqlite3.Connection], object]
 
 _LOCK_RETRY_S: Final = 0.01
+_PAGE_BYTES: Final = 4_096
+"""SQLite's default."""
 
 
 class Connection(aiosqlite.Connection):
@@ -68,41 +72,55 @@ class Connection(aiosqlite.Connection):
 def connect(config: SQLiteConfig, *, timeout_s: float) -> sqlite3.Connection:
     """A bare connection in autocommit mode: transactions are begun and ended by hand."""
     connection = sqlite3.connect(config.path, timeout=timeout_s, isolation_level=None)
-    connection.execute(f"PRAGMA cache_size = {-config.cache_bytes // 1024}")
-    # On macOS fsync does not reach the disk; elsewhere these change nothing.
-    connection.execute("PRAGMA fullfsync = ON")
-    connection.execute("PRAGMA checkpoint_fullfsync = ON")
+    with closed_on_error(connection):
+        connection.execute(f"PRAGMA cache_size = {-config.cache_bytes // 1024}")
+        # On macOS fsync does not reach the disk; elsewhere these change nothing.
+        connection.execute("PRAGMA fullfsync = ON")
+        connection.execute("PRAGMA checkpoint_fullfsync = ON")
     return connection
 
 
-def open_writer(config: SQLiteConfig, prepare: Callable[[sqlite3.Connection], object]) -> sqlite3.Connection:
-    """The connection that makes every write. ``prepare`` is called before anything in the file changes.
-
-    Raises: what ``prepare`` raises; `Unavailable` if the file is locked, or cannot have a write-ahead log.
-    """
-    is_new = not Path(config.path).exists()
-    connection = connect(config, timeout_s=config.busy_timeout_s)
+@contextmanager
+def closed_on_error(connection: sqlite3.Connection) -> Generator[None]:
+    """For the steps of an opening."""
     try:
-        if config.exclusive:
-            connection.execute("PRAGMA locking_mode = EXCLUSIVE")
-        prepare(connection)
-        _use_wal(connection, config.busy_timeout_s)
-        # Shared by several connections, a checkpoint needs care that SQLite's own does not take.
-        connection.execute(f"PRAGMA wal_autocheckpoint = {config.checkpoint_pages if config.exclusive else 0}")
-        if config.exclusive:
-            _hold(connection)
-        if is_new:
-            _sync_folder(Path(config.path).parent)
+        yield
     except BaseException:
         connection.close()
         raise
+
+
+def open_writer(config: SQLiteConfig, check: _Step, migrate: _Step) -> sqlite3.Connection:
+    """The connection that makes every write.
+
+    ``check`` is called before anything in the file changes, ``migrate`` when it is locked as it will be.
+
+    Raises: what these raise; `Unavailable` if the file is locked, or cannot have a write-ahead log.
+    """
+    is_new = not Path(config.path).exists()
+    connection = connect(config, timeout_s=config.busy_timeout_s)
+    with closed_on_error(connection):
+        if config.exclusive:
+            connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+        check(connection)
+        _use_wal(connection, config.busy_timeout_s)
+        # Shared by several connections, a checkpoint needs care that SQLite's own does not take.
+        connection.execute(f"PRAGMA wal_autocheckpoint = {config.checkpoint_pages if config.exclusive else 0}")
+        # After a surge, or a reader that held the log up: let it shrink again.
+        connection.execute(f"PRAGMA journal_size_limit = {4 * config.checkpoint_pages * _PAGE_BYTES}")
+        if config.exclusive:
+            _hold(connection)
+        migrate(connection)
+        if is_new:
+            _sync_folder(Path(config.path).parent)
     return connection
 
 
 def open_reader(config: SQLiteConfig) -> sqlite3.Connection:
     connection = connect(config, timeout_s=config.busy_timeout_s)
-    connection.execute("PRAGMA query_only = ON")
-    connection.execute("PRAGMA wal_autocheckpoint = 0")
+    with closed_on_error(connection):
+        connection.execute("PRAGMA query_only = ON")
+        connection.execute("PRAGMA wal_autocheckpoint = 0")
     return connection
 
 

@@ -11,7 +11,7 @@ from holdfast.backends.sqlite import schema
 from holdfast.backends.sqlite.checkpoint import Checkpointer
 from holdfast.backends.sqlite.commit import commit_batch
 from holdfast.backends.sqlite.config import SQLiteConfig
-from holdfast.backends.sqlite.connection import open_writer, set_durability
+from holdfast.backends.sqlite.connection import closed_on_error, open_writer, set_durability
 from holdfast.backends.sqlite.heads import HeadCache, data_version
 from holdfast.model import Durability
 
@@ -31,13 +31,9 @@ class WriterThread:
         self._heads: Final = HeadCache()
 
     def open(self) -> sqlite3.Connection:
-        connection = open_writer(self._config, schema.check)
-        try:
-            schema.migrate(connection)
+        connection = open_writer(self._config, schema.check, schema.migrate)
+        with closed_on_error(connection):
             self._data_version = data_version(connection)
-        except BaseException:
-            connection.close()
-            raise
         return connection
 
     def close(self, _connection: sqlite3.Connection) -> None:
