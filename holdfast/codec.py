@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Hashable
 from functools import lru_cache
 from typing import Any, Final, TypeVar, cast
 
@@ -55,10 +56,10 @@ def _check(value: Any, path: str, depth: int) -> None:
         if not math.isfinite(value):
             raise NotJSON(path, f"{value} is not a JSON number")
     elif type(value) in (list, tuple):
-        for index, item in enumerate(cast("list[Any]", value)):
+        for index, item in enumerate(value):
             _check(item, f"{path}[{index}]", depth + 1)
     elif type(value) is dict:
-        for key, item in cast("dict[Any, Any]", value).items():
+        for key, item in value.items():
             if not isinstance(key, str):
                 raise NotJSON(path, f"key {key!r:.100} is a {type(key).__name__}, not a string")
             _check_text(key, f"{path} (a key)")
@@ -94,13 +95,13 @@ _PLAIN_TYPES: Final = frozenset({dict, list, tuple, str, int, float, bool, type(
 
 def _is_structured(value: Any) -> bool:
     """Whether ``value`` is an instance of a record type that msgspec can turn into a dict."""
-    cls = type(value)
+    cls: Any = type(value)
     return isinstance(value, msgspec.Struct) or dataclasses.is_dataclass(cls) or hasattr(cls, "__attrs_attrs__")
 
 
 @lru_cache(maxsize=512)
-def _typed_decoder(type_: Any) -> msgspec.json.Decoder[Any]:
-    return msgspec.json.Decoder(type_)
+def _typed_decoder(type_: Hashable) -> msgspec.json.Decoder[Any]:
+    return msgspec.json.Decoder(cast("Any", type_))
 
 
 def decode_as(raw: bytes, type_: type[T], key: str) -> T:
@@ -113,6 +114,6 @@ def decode_as(raw: bytes, type_: type[T], key: str) -> T:
     try:
         if validate is not None:
             return cast("T", validate(raw))
-        return cast("T", _typed_decoder(type_).decode(raw))
+        return cast("T", _typed_decoder(cast("Hashable", type_)).decode(raw))
     except (ValueError, TypeError, msgspec.MsgspecError) as exc:
         raise StateTypeError(key, name, str(exc)) from None

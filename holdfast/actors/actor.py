@@ -77,7 +77,9 @@ class SessionActor:
         "version",
     )
 
-    def __init__(self, context: ActorContext, head: Head, state: dict[str, StateValue], *, create: bool = False) -> None:
+    def __init__(
+        self, context: ActorContext, head: Head, state: dict[str, StateValue], *, create: bool = False
+    ) -> None:
         self._context = context
         self.id = head.id
         self.incarnation = head.incarnation
@@ -148,7 +150,9 @@ class SessionActor:
     @property
     def busy(self) -> bool:
         """It must stay hot: something is under way or somebody listens."""
-        return bool(self.scheduled or self.mailbox.dirty_units or self.subscribers or self.touched_us or self.restarting)
+        return bool(
+            self.scheduled or self.mailbox.dirty_units or self.subscribers or self.touched_us or self.restarting
+        )
 
     def expired(self, now_us: int) -> bool:
         """Whether it is unreadable at ``now_us``, counting activity that is not stored yet."""
@@ -208,7 +212,7 @@ class SessionActor:
                 turn = turn or Turn(write, self.state, self.state_bytes, self._context.config.limits)
                 try:
                     turn.add(unit)
-                except Exception as exc:  # noqa: BLE001  # a user's function, or a limit: it fails this unit alone
+                except Exception as exc:  # a user's function, or a limit: it fails this unit alone
                     self._refuse(unit, exc)
                     continue
             unit.taken = True
@@ -484,7 +488,7 @@ class SessionActor:
             self._woken = False
             if self._crash is not None:
                 await self._restart(self._crash)
-            if not self.exact and not self.ended and not self.scheduled:
+            if not (self.exact or self.ended or self.scheduled):
                 await self._reload()
 
     def stop(self) -> None:
@@ -503,7 +507,7 @@ class SessionActor:
         except HoldfastError as exc:
             self.fail_waiting(Unavailable(f"the session's state could not be read: {exc}"))
             return
-        if self.mailbox.queue and not self.scheduled and not self.ended:
+        if self.mailbox.queue and not self.scheduled:
             self.scheduled = True
             self._context.schedule(self)
 

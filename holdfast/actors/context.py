@@ -32,7 +32,7 @@ class ActorContext(Protocol):
     restart_policy: RestartPolicy
     new_ack: Callable[[], Ack]
 
-    def schedule(self, actor: SessionActor) -> None:
+    def schedule(self, actor: SessionActor, /) -> None:
         """Queue the actor with its writer lane for a turn."""
         ...
 

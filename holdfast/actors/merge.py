@@ -57,8 +57,7 @@ class Turn:
             write.fenced = True
         if unit.events is not None:
             write.events.extend(unit.events)
-        if unit.floor_seq > write.floor_seq:
-            write.floor_seq = unit.floor_seq
+        write.floor_seq = max(write.floor_seq, unit.floor_seq)
         if unit.metadata is not None:
             write.metadata = unit.metadata
         if unit.close:

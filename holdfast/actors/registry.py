@@ -156,7 +156,7 @@ class Registry:
         loads = self._loads.setdefault(session_id, set())
         loads.add(load)
         try:
-            snapshot = await self._reader.load(self._request(session_id, head_only))
+            snapshot = await self._reader.load(self._request(session_id, head_only=head_only))
             actor = self._reconcile(session_id, snapshot, load)
             if actor is not None or snapshot is None or snapshot.head.incarnation in load.ended:
                 return actor
@@ -173,7 +173,7 @@ class Registry:
             if not loads and self._loads.get(session_id) is loads:
                 del self._loads[session_id]
 
-    def _request(self, session_id: str, head_only: bool) -> LoadRequest:
+    def _request(self, session_id: str, *, head_only: bool) -> LoadRequest:
         actor = self.hot.get(session_id)
         if actor is None:
             return LoadRequest(session_id)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import TracebackType
+from typing import Self
 
 from holdfast.actors.actor import SessionActor
 from holdfast.actors.log import EventLog
@@ -60,7 +61,7 @@ class Subscription:
     def __repr__(self) -> str:
         return f"<Subscription to {self._session_id!r} after seq {max(self._seq, 0)}>"
 
-    async def __aenter__(self) -> Subscription:
+    async def __aenter__(self) -> Self:
         await self._start()
         return self
 
@@ -69,7 +70,7 @@ class Subscription:
     ) -> None:
         self.close()
 
-    def __aiter__(self) -> Subscription:
+    def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Event:

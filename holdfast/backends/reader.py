@@ -102,7 +102,7 @@ class Reader:
         try:
             with anyio.fail_after(self._timeout_s):
                 snapshots = await self._backend.load([load.request for load in batch])
-        except Exception as exc:
+        except Exception as exc:  # whatever it was, its callers must hear of it
             self._breaker.failure(exc)
             self._fail(batch, exc)
             return

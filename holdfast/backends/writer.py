@@ -126,7 +126,11 @@ class Lane:
     def _gather(self) -> list[_Taken]:
         """One write each from as many sources as a batch may hold, in round-robin order."""
         writer, ready = self._writer, self._ready
-        room, max_units, max_sessions = writer.max_batch_bytes, writer.config.max_session_units, writer.max_batch_sessions
+        room, max_units, max_sessions = (
+            writer.max_batch_bytes,
+            writer.config.max_session_units,
+            writer.max_batch_sessions,
+        )
         taken: dict[str, _Taken] = {}
         later: list[WriteSource] = []
         while ready and len(taken) < max_sessions and room > 0:
@@ -136,7 +140,7 @@ class Lane:
                 continue
             try:
                 part = source.take(max_units, room)
-            except Exception as exc:  # noqa: BLE001
+            except Exception as exc:
                 source.crashed(exc)
                 continue
             if part is not None:

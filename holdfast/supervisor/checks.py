@@ -23,7 +23,7 @@ def check_session_id(session_id: object) -> str:
     raise InvalidInput(f"a session id has 1 to 128 visible ASCII characters; this is {shown[:150]}")
 
 
-def seconds_to_us(name: str, seconds: float | None) -> int | None:
+def seconds_to_us(name: str, seconds: object) -> int | None:
     """A duration as whole microseconds. Raises: `InvalidInput` unless it is positive and finite."""
     if seconds is None:
         return None
@@ -57,10 +57,10 @@ class Checks:
 
     def name(self, what: str, name: object) -> str:
         """An event's stream or type, or an owner."""
-        if name in self._good_names:
-            return name  # type: ignore[return-value]  # only strings are remembered
         if not isinstance(name, str):
             raise InvalidInput(f"{what} must be a string, not a {type(name).__name__}")
+        if name in self._good_names:
+            return name
         _check_bytes(what, name, self.limits.max_name_bytes)
         if len(self._good_names) < 10_000:
             self._good_names.add(name)

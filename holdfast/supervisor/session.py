@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar, overload
 
@@ -88,7 +88,13 @@ class Session:
     ) -> Any: ...
     @overload
     async def get(
-        self, key: str, default: T | None = None, *, type: type[T], cached: bool = False, deadline_s: float | None = None
+        self,
+        key: str,
+        default: T | None = None,
+        *,
+        type: type[T],
+        cached: bool = False,
+        deadline_s: float | None = None,
     ) -> T | None: ...
     async def get(
         self,
@@ -229,7 +235,7 @@ class Session:
     @asynccontextmanager
     async def unit(
         self, *, durability: Durability | None = None, deadline_s: float | None = None
-    ) -> AsyncIterator[UnitOfWork]:
+    ) -> AsyncGenerator[UnitOfWork]:
         """One atomic unit: what is called on it in the block commits together at its end, or not at all.
 
         If the block raises, nothing is written. Afterwards ``unit.events`` holds the appended events.
@@ -348,9 +354,7 @@ class Session:
         if stream is not None:
             self._checks.name("event stream", stream)
         engine = self._engine
-        return Subscription(
-            engine.log, self.id, self.incarnation, after=after, stream=stream, new_ack=engine.new_ack
-        )
+        return Subscription(engine.log, self.id, self.incarnation, after=after, stream=stream, new_ack=engine.new_ack)
 
     # How calls reach the engine
 
@@ -391,9 +395,7 @@ class Session:
         await self._submit(unit, deadline_s)
         return unit.result
 
-    async def _readable(
-        self, deadline_s: float | None, *, cached: bool = False, state: bool = True
-    ) -> SessionActor:
+    async def _readable(self, deadline_s: float | None, *, cached: bool = False, state: bool = True) -> SessionActor:
         engine = self._engine
         if deadline_s is None:
             return await engine.readable(self.id, self.incarnation, cached=cached, state=state)

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from inspect import isawaitable
 from types import EllipsisType, TracebackType
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import anyio
 import msgspec
@@ -26,12 +26,22 @@ from holdfast.model import Durability, SessionInfo, SessionStatus, new_incarnati
 from holdfast.restart import RestartPolicy
 from holdfast.supervisor.checks import Checks, check_session_id, seconds_to_us
 from holdfast.supervisor.session import Session, session_info
-from holdfast.supervisor.workers import Janitor, Keeper, Passivator, Trimmer, Watcher, Worker, WorkerStatistics, supervise
+from holdfast.supervisor.workers import (
+    Janitor,
+    Keeper,
+    Passivator,
+    Trimmer,
+    Watcher,
+    Worker,
+    WorkerStatistics,
+    supervise,
+)
 
 __all__ = ["DrainReport", "SessionList", "Statistics", "Supervisor"]
 
 _log = structlog.stdlib.get_logger("holdfast.supervisor")
 
+_ExpiredSessions = list[Expired]  # within the class, `list` is its method
 ExpiredCallback = Callable[[Sequence[Expired]], Awaitable[None] | None]
 
 
@@ -66,6 +76,26 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True):
     workers: dict[str, WorkerStatistics]
 
 
+class _Parts(NamedTuple):
+    """What a supervisor holds while it is open."""
+
+    engine: Engine
+    checks: Checks
+    janitor: Janitor
+    trimmer: Trimmer
+    workers: list[Worker]
+    stack: AsyncExitStack
+
+
+def _background_workers(engine: Engine, janitor: Janitor, trimmer: Trimmer) -> list[Worker]:
+    if not engine.config.background:
+        return []
+    workers = [janitor, trimmer, Keeper(engine), Passivator(engine)]
+    if engine.backend.capabilities.watches and not engine.exclusive:
+        workers.append(Watcher(engine))
+    return workers
+
+
 class Supervisor:
     """Opens a backend, runs the engine over it, and closes both. Use it with ``async with``.
 
@@ -79,51 +109,39 @@ class Supervisor:
         self.drain_report: DrainReport | None = None
         """Set by `close`."""
         self._backend = backend
-        self._stack: AsyncExitStack | None = None
-        self._engine_or_none: Engine | None = None
-        self._workers: list[Worker] = []
+        self._parts: _Parts | None = None
+        """Set while open, and kept after."""
         self._callbacks: list[ExpiredCallback] = []
         self._session_count = 0
         self._counted_at = float("-inf")
 
     def __repr__(self) -> str:
-        state = "open" if self._engine_or_none is not None and not self._engine.closed else "closed"
+        state = "open" if self._parts is not None and not self._parts.engine.closed else "closed"
         return f"<Supervisor {state}>"
 
     # Opening and closing
 
-    async def __aenter__(self) -> Supervisor:
+    async def __aenter__(self) -> Self:
         """Raises: `ConfigError`, `SchemaError`, `Unavailable`; nothing is left open then."""
-        if self._engine_or_none is not None:
+        if self._parts is not None:
             raise StoreClosed("a supervisor can be opened once; make a new one")
         async with AsyncExitStack() as stack:
             await self._backend.open()
             stack.push_async_callback(self._close_backend)
             tasks = await stack.enter_async_context(anyio.create_task_group())
             engine = Engine(self._backend, self.config, self.clock, tasks)
-            self._checks = Checks(self.config.limits, engine.backend.capabilities)
-            self._janitor = Janitor(engine, self._notify_expired)
-            self._trimmer = Trimmer(engine)
+            janitor, trimmer = Janitor(engine, self._notify_expired), Trimmer(engine)
+            workers = _background_workers(engine, janitor, trimmer)
             for lane in engine.writer.lanes:
                 tasks.start_soon(lane.run)
             tasks.start_soon(engine.reader.run)
-            for worker in self._background(engine):
-                self._workers.append(worker)
+            for worker in workers:
                 tasks.start_soon(supervise, worker, RestartPolicy(self.config.restart))
             stack.callback(tasks.cancel_scope.cancel)
-            self._engine_or_none = engine
-            self._stack = stack.pop_all()
-        capabilities = self.capabilities
-        _log.info("store.opened", backend=capabilities.name, durability=engine.durability.value)
+            checks = Checks(self.config.limits, engine.backend.capabilities)
+            self._parts = _Parts(engine, checks, janitor, trimmer, workers, stack.pop_all())
+        _log.info("store.opened", backend=engine.backend.capabilities.name, durability=engine.durability.value)
         return self
-
-    def _background(self, engine: Engine) -> list[Worker]:
-        if not self.config.background:
-            return []
-        workers: list[Worker] = [self._janitor, self._trimmer, Keeper(engine), Passivator(engine)]
-        if engine.backend.capabilities.watches and not engine.exclusive:
-            workers.append(Watcher(engine))
-        return workers
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
@@ -137,14 +155,14 @@ class Supervisor:
         """
         if self.drain_report is not None:
             return self.drain_report
-        engine, stack = self._engine, self._stack
-        assert stack is not None
+        parts = self._open_parts
+        engine = parts.engine
         engine.closed = True
         try:
             await self._drain(engine)
         finally:
             self.drain_report = _unflushed(engine)
-            await stack.aclose()
+            await parts.stack.aclose()
         if self.drain_report.complete:
             _log.info("store.closed")
         else:
@@ -154,21 +172,25 @@ class Supervisor:
     async def _drain(self, engine: Engine) -> None:
         engine.registry.store_touches()
         with anyio.move_on_after(self.config.drain_timeout_s):
-            while not engine.idle:
+            while not engine.idle:  # polled, so that the hot path need not report
                 await anyio.sleep(0.001)
             await self._backend.forget_markers(engine.writer.name, 0)
 
     async def _close_backend(self) -> None:
-        if self._engine_or_none is not None:
-            self._engine_or_none.abandon()
+        if self._parts is not None:
+            self._parts.engine.abandon()
         with anyio.CancelScope(shield=True):
             await self._backend.close()
 
     @property
-    def _engine(self) -> Engine:
-        if self._engine_or_none is None:
+    def _open_parts(self) -> _Parts:
+        if self._parts is None:
             raise StoreClosed("the store is not open: use it with 'async with'")
-        return self._engine_or_none
+        return self._parts
+
+    @property
+    def _engine(self) -> Engine:
+        return self._open_parts.engine
 
     # Sessions
 
@@ -190,18 +212,18 @@ class Supervisor:
         seconds until it does however busy; left out, the settings apply, None: never.
         Raises: `SessionExists`; `InvalidInput`; as a `Session`'s writes.
         """
-        engine, now_us = self._engine, self.clock.now_us()
+        engine, checks, now_us = self._engine, self._open_parts.checks, self.clock.now_us()
         incarnation = new_incarnation(now_us)
         head = Head(
             id=new_session_id(incarnation) if id is None else check_session_id(id),
             incarnation=incarnation,
-            owner=None if owner is None else self._checks.name("owner", owner),
+            owner=None if owner is None else checks.name("owner", owner),
             created_us=now_us,
             active_us=now_us,
             ttl_us=seconds_to_us("ttl_s", self.config.ttl_s if ttl_s is ... else ttl_s),
             deadline_us=self._deadline_us(now_us, self.config.lifetime_s if lifetime_s is ... else lifetime_s),
             status="active",
-            metadata=self._checks.metadata(metadata if metadata is not None else {}),
+            metadata=checks.metadata(metadata if metadata is not None else {}),
             first_seq=1,
             last_seq=0,
             version=0,
@@ -293,7 +315,7 @@ class Supervisor:
         return await engine.backend.count_sessions(SessionFilter(self.clock.now_us(), owner, status))
 
     def _handle(self, session_id: str, incarnation: int) -> Session:
-        return Session(self._engine, self._checks, session_id, incarnation)
+        return Session(self._engine, self._open_parts.checks, session_id, incarnation)
 
     # Upkeep
 
@@ -307,18 +329,16 @@ class Supervisor:
                 result = callback(sessions)
                 if isawaitable(result):
                     await result
-            except Exception as exc:
+            except Exception as exc:  # a user's callback
                 _log.error("on_expired.failed", exc_info=exc)
 
-    async def expire(self) -> list[Expired]:
+    async def expire(self) -> _ExpiredSessions:
         """One pass of the janitor now; exactly the sessions that it removed."""
-        self._engine  # noqa: B018  # raises if closed
-        return await self._janitor.pass_over()
+        return await self._open_parts.janitor.pass_over()
 
     async def trim(self) -> int:
         """One pass of the trimmer over all sessions now; how many event rows it deleted."""
-        self._engine  # noqa: B018
-        return await self._trimmer.sweep()
+        return await self._open_parts.trimmer.sweep()
 
     @property
     def capabilities(self) -> Capabilities:
@@ -337,7 +357,7 @@ class Supervisor:
             reader=engine.reader.statistics(),
             breaker=engine.breaker.state,
             breaker_opened=engine.breaker.opened,
-            workers={worker.name: worker.statistics() for worker in self._workers},
+            workers={worker.name: worker.statistics() for worker in self._open_parts.workers},
         )
 
 

@@ -88,12 +88,7 @@ class UnitOfWork:
     @property
     def is_empty(self) -> bool:
         return not (
-            self._sets
-            or self._removes
-            or self._cleared
-            or self._events
-            or self._close
-            or self._metadata is not None
+            self._sets or self._removes or self._cleared or self._events or self._close or self._metadata is not None
         )
 
     def build(self, durability: Durability, ack: Ack | None) -> Unit:
