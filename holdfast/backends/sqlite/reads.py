@@ -9,6 +9,7 @@ from typing import Any, Final
 from holdfast.backends.base import (
     EventPage,
     EventQuery,
+    Head,
     LoadRequest,
     SessionFilter,
     SessionPage,
@@ -29,21 +30,21 @@ _SCANNED_EVENTS: Final = 5_000
 
 def load_sessions(connection: sqlite3.Connection, requests: Sequence[LoadRequest]) -> list[Snapshot | None]:
     with read_transaction(connection):
-        heads = heads_by_id(connection, [request.id for request in requests])
+        by_id = heads_by_id(connection, [request.id for request in requests])
+        found = [(request, by_id.get(request.id)) for request in requests]
         states = _load_states(
             connection,
-            [
-                head.incarnation
-                for request in requests
-                if not request.head_only
-                and (head := heads.get(request.id)) is not None
-                and (head.incarnation, head.version) != (request.incarnation, request.version)
-            ],
+            [head.incarnation for request, head in found if head is not None and _needs_state(request, head)],
         )
     return [
-        Snapshot(head, states.get(head.incarnation)) if (head := heads.get(request.id)) is not None else None
-        for request in requests
+        None if head is None else Snapshot(head, states[head.incarnation] if _needs_state(request, head) else None)
+        for request, head in found
     ]
+
+
+def _needs_state(request: LoadRequest, head: Head) -> bool:
+    unchanged = (head.incarnation, head.version) == (request.incarnation, request.version)
+    return not (request.head_only or unchanged)
 
 
 def _load_states(connection: sqlite3.Connection, incarnations: Sequence[int]) -> dict[int, dict[str, StateValue]]:
