@@ -24,6 +24,7 @@ __all__ = ["main"]
 _SCALES = (1, 100, 1_000)
 _QUICK_SCALES = (1, 10)
 _QUICK_FSYNCS = 20
+_FILE_WIDTH = 110
 
 Benchmark = Callable[[Settings], list[Section]]
 
@@ -128,4 +129,4 @@ def _run(
     if json_output:
         click.echo(as_json(report))
     else:
-        print_report(report, Console())
+        print_report(report, Console(width=None if sys.stdout.isatty() else _FILE_WIDTH))

@@ -59,7 +59,7 @@ async def _growth_per_session(gauge: Gauge, sessions: int, folder: Path) -> floa
     import holdfast
 
     async with holdfast.open(f"sqlite:///{folder}/bench.db") as store:
-        await _make_hot(store, _WARM_SESSIONS)
+        await _make_hot(store, min(_WARM_SESSIONS, sessions))
         before = _bytes_in_use(gauge)
         hot_before = _hot(store)
         await _make_hot(store, sessions)

@@ -20,6 +20,7 @@ from bench.figures import Bar, Figure, paired, percentile
 from bench.runner import LOOPS, Loop, Settings, Void, isolated
 
 WORKLOAD = Workload(sessions=3, events_each=4)
+SECOND = f"incarnation = {layout.incarnation(1)}"
 
 
 @pytest.mark.parametrize("loop", LOOPS)
@@ -53,14 +54,14 @@ def test_the_check_passes_what_is_whole(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "statements",
     [
-        pytest.param(["DELETE FROM events WHERE incarnation = 2 AND seq = 2"], id="an event is missing"),
-        pytest.param(["DELETE FROM events WHERE incarnation = 2 AND seq = 4"], id="the last event is missing"),
-        pytest.param(["UPDATE sessions SET last_seq = 9 WHERE incarnation = 1"], id="the head is off"),
-        pytest.param(["UPDATE events SET seq = 7 WHERE incarnation = 3 AND seq = 4"], id="a number is skipped"),
+        pytest.param([f"DELETE FROM events WHERE {SECOND} AND seq = 2"], id="an event is missing"),
+        pytest.param([f"DELETE FROM events WHERE {SECOND} AND seq = 4"], id="the last event is missing"),
+        pytest.param([f"UPDATE sessions SET last_seq = 9 WHERE {SECOND}"], id="the head is off"),
+        pytest.param([f"UPDATE events SET seq = 7 WHERE {SECOND} AND seq = 4"], id="a number is skipped"),
         pytest.param(
             [
-                "DELETE FROM events WHERE incarnation = 2 AND seq = 4",
-                "UPDATE sessions SET last_seq = 3 WHERE incarnation = 2",
+                f"DELETE FROM events WHERE {SECOND} AND seq = 4",
+                f"UPDATE sessions SET last_seq = 3 WHERE {SECOND}",
             ],
             id="an event never was",
         ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import ClassVar
@@ -31,10 +31,10 @@ class HoldfastSqlite:
 
     async def setup(self) -> None:
         url = f"sqlite:///{self._folder / layout.DATABASE}"
-        store = await self._resources.enter_async_context(holdfast.open(url))
+        store = await self._resources.enter_async_context(holdfast.open(url, durability=holdfast.Durability.DISK))
 
         async def create() -> None:
-            self._sessions.append(await store.create(durability=holdfast.Durability.DISK))
+            self._sessions.append(await store.create())
 
         async with anyio.create_task_group() as tasks:
             for _ in range(self._workload.sessions):
@@ -43,8 +43,8 @@ class HoldfastSqlite:
     async def run(self, latencies_s: list[float] | None) -> None:
         sessions = self._sessions
 
-        async def append(index: int) -> None:
-            await sessions[index].append(MESSAGE, type=EVENT_TYPE, durability=holdfast.Durability.DISK)
+        def append(index: int) -> Awaitable[object]:
+            return sessions[index].append(MESSAGE, type=EVENT_TYPE)
 
         await await_appends(self._workload, latencies_s, append)
 

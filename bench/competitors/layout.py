@@ -11,37 +11,52 @@ from typing import Final
 
 from bench.payload import EVENT_TYPE, MESSAGE_JSON
 from bench.runner import Void
+from holdfast.backends.sqlite.config import SQLiteConfig
+from holdfast.backends.sqlite.schema import migrate
 
-__all__ = ["DATABASE", "INSERT_EVENT", "PRAGMAS", "UPDATE_HEAD", "create_database", "event_row", "head_row", "stored"]
+__all__ = [
+    "DATABASE",
+    "INSERT_EVENT",
+    "PRAGMAS",
+    "UPDATE_HEAD",
+    "create_database",
+    "event_row",
+    "head_row",
+    "incarnation",
+    "stored",
+]
 
 DATABASE: Final = "bench.db"
 
-PRAGMAS: Final = ("PRAGMA journal_mode = WAL", "PRAGMA synchronous = FULL")
+_SETTINGS: Final = SQLiteConfig(path=DATABASE)
+PRAGMAS: Final = (
+    "PRAGMA journal_mode = WAL",
+    "PRAGMA synchronous = FULL",
+    f"PRAGMA cache_size = {-_SETTINGS.cache_bytes // 1024}",
+    f"PRAGMA wal_autocheckpoint = {_SETTINGS.checkpoint_pages}",
+)
+"""As Holdfast sets its own connection by default, so that the settings make no difference."""
 
 INSERT_EVENT: Final = (
     "INSERT INTO events (incarnation, seq, stream, type, data, retry_ms, time_us) VALUES (?, ?, '', ?, ?, NULL, ?)"
 )
 UPDATE_HEAD: Final = "UPDATE sessions SET last_seq = ?, active_us = ?, version = version + ? WHERE incarnation = ?"
 
-_SCHEMA: Final = """
-CREATE TABLE sessions (
-    incarnation INTEGER PRIMARY KEY, id TEXT UNIQUE NOT NULL, owner TEXT, created_us INTEGER NOT NULL,
-    active_us INTEGER NOT NULL, ttl_us INTEGER, deadline_us INTEGER, status TEXT NOT NULL, metadata TEXT NOT NULL,
-    first_seq INTEGER NOT NULL, last_seq INTEGER NOT NULL, version INTEGER NOT NULL, trimmed_seq INTEGER NOT NULL);
-CREATE TABLE events (
-    incarnation INTEGER NOT NULL, seq INTEGER NOT NULL, stream TEXT NOT NULL, type TEXT NOT NULL, data TEXT NOT NULL,
-    retry_ms INTEGER, time_us INTEGER NOT NULL);
-CREATE UNIQUE INDEX events_by_seq ON events (incarnation, seq);
-"""
-_INSERT_SESSION: Final = "INSERT INTO sessions VALUES (?, ?, NULL, ?, ?, 1800000000, NULL, 'active', '{}', 1, 0, 0, 0)"
+_FIRST_INCARNATION: Final = 1_800_000_000_000_000 << 12
+
+_INSERT_SESSION: Final = (
+    "INSERT INTO sessions"
+    " (incarnation, id, created_us, active_us, ttl_us, status, metadata, first_seq, last_seq, version)"
+    " VALUES (?, ?, ?, ?, 1800000000, 'active', '{}', 1, 0, 0)"
+)
 
 
 def create_database(folder: Path, sessions: int) -> None:
-    """A new database with ``sessions`` sessions, their incarnations from 1 on."""
+    """A new database, with Holdfast's tables and indexes, and ``sessions`` sessions."""
     now_us = time.time_ns() // 1000
-    rows = [(index + 1, f"session-{index + 1}", now_us, now_us) for index in range(sessions)]
+    rows = [(incarnation(index), f"{index:036}", now_us, now_us) for index in range(sessions)]
     with connect(folder) as connection, connection:
-        connection.executescript(_SCHEMA)
+        migrate(connection)
         connection.executemany(_INSERT_SESSION, rows)
 
 
@@ -53,14 +68,19 @@ def connect(folder: Path) -> Generator[sqlite3.Connection]:
         yield connection
 
 
+def incarnation(index: int) -> int:
+    """As wide as a real one: it is in every row and in the index."""
+    return _FIRST_INCARNATION + (index << 12)
+
+
 def event_row(index: int, seq: int, time_us: int) -> tuple[object, ...]:
     """Parameters of `INSERT_EVENT` for the session with this index."""
-    return (index + 1, seq, EVENT_TYPE, MESSAGE_JSON, time_us)
+    return (incarnation(index), seq, EVENT_TYPE, MESSAGE_JSON, time_us)
 
 
 def head_row(index: int, seq: int, time_us: int, units: int = 1) -> tuple[object, ...]:
     """Parameters of `UPDATE_HEAD` after ``units`` appends, the last of which is number ``seq``."""
-    return (seq, time_us, units, index + 1)
+    return (seq, time_us, units, incarnation(index))
 
 
 def stored(folder: Path) -> Sequence[int]:

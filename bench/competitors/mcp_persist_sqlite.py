@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from contextlib import AsyncExitStack, closing
 from pathlib import Path
 from typing import ClassVar
@@ -45,8 +45,8 @@ class McpPersist:
         store, message, streams = self._store, self._message, self._streams
         assert store is not None
 
-        async def append(index: int) -> None:
-            await store.store_event(streams[index], message)
+        def append(index: int) -> Awaitable[object]:
+            return store.store_event(streams[index], message)
 
         await await_appends(self._workload, latencies_s, append)
 
