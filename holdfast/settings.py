@@ -188,12 +188,13 @@ def convert(name: str, value: Any, type_: Any, source: str) -> Any:
     optional = type(None) in typing.get_args(type_)
     if optional and isinstance(value, str) and value.lower() in ("none", "null"):
         return None
+    wrong = ConfigError(_shown(name), f"must be {describe_type(type_)} (from {source})")
     try:
         converted = msgspec.convert(value, type_, strict=not isinstance(value, str))
     except (msgspec.ValidationError, ValueError, OverflowError):
-        converted = math.nan
+        raise wrong from None
     if isinstance(converted, float) and not math.isfinite(converted):
-        raise ConfigError(_shown(name), f"must be {describe_type(type_)} (from {source})")
+        raise wrong
     return converted
 
 

@@ -67,9 +67,3 @@ def test_there_is_an_example_of_every_call() -> None:
         for name, member in vars(cls).items():
             if not name.startswith("_") and (inspect.isfunction(member) or isinstance(member, property)):
                 assert f"{owner}.{name}" in code, f"{owner}.{name} has no example"
-
-
-def test_links_lead_somewhere() -> None:
-    root = Path(__file__).parents[1]
-    for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", README):
-        assert (root / target).exists(), target
