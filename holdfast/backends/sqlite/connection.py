@@ -56,7 +56,7 @@ class Connection(aiosqlite.Connection):
         try:
             _ = await self  # itself
         except BaseException:
-            while self._thread.is_alive():  # noqa: ASYNC110 - it still reports to this loop
+            while self._thread.is_alive():  # it still reports to this loop
                 await asyncio.sleep(0.001)
             raise
 
