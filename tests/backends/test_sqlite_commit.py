@@ -115,6 +115,14 @@ async def test_remembered_heads_after_a_failed_commit(direct: Direct, backend: S
     assert (await direct.one(blind(head, events=[new_event()]))).base_seq == 1
 
 
+async def test_remembered_head_that_grows_too_large(direct: Direct) -> None:
+    """Then it is forgotten, not kept as it was before."""
+    head = await direct.append(await direct.create("s"), "one")
+    await direct.one(blind(head, metadata=b'"' + b"x" * 5_000 + b'"', events=[new_event("two")]))
+    assert (await direct.one(blind(head, events=[new_event("three")]))).base_seq == 2
+    assert texts(await direct.events(head)) == ["one", "two", "three"]
+
+
 async def test_remembered_heads_are_few(
     direct: Direct, backend: SQLiteBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -76,6 +76,7 @@ def test_in_a_commit_an_io_error_leaves_doubt_and_nothing_else_does(
         (OverflowError("Python int too large to convert to SQLite INTEGER"), Rejected),
         (UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates not allowed"), Rejected),
         (sqlite3.InterfaceError("type 'object' is not supported"), Rejected),
+        (PermissionError(13, "Permission denied"), Unavailable),
         (sqlite3.ProgrammingError("Cannot operate on a closed database."), Unavailable),
     ],
 )

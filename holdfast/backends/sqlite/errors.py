@@ -38,6 +38,8 @@ def translate(exc: Exception, *, io_error: type[StoreError] = Unavailable) -> St
     """The error to raise ``from exc``; ``io_error`` is what an I/O error means at this point."""
     if isinstance(exc, OverflowError | UnicodeEncodeError):
         return Rejected(f"a value cannot be stored: {exc}")
+    if isinstance(exc, OSError):
+        return Unavailable(f"the database file: {exc}")
     code = getattr(exc, "sqlite_errorcode", None)
     if code is None:  # raised by the module itself: a closed connection, an unknown type
         if isinstance(exc, sqlite3.DataError | sqlite3.InterfaceError):
@@ -55,5 +57,5 @@ def translated() -> Generator[None]:
     """Let nothing of the driver's out."""
     try:
         yield
-    except (sqlite3.Error, OverflowError, UnicodeEncodeError) as exc:
+    except (sqlite3.Error, OSError, OverflowError, UnicodeEncodeError) as exc:
         raise translate(exc) from exc

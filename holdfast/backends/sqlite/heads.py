@@ -39,8 +39,13 @@ class HeadCache:
         """A commit has left these rows, and removed those."""
         if len(self._heads) > _CAPACITY:
             self._heads.clear()
-        self._heads.update((head.incarnation, head) for head in heads if len(head.metadata) <= _MAX_METADATA_BYTES)
-        for incarnation in removed:
+        too_large = list[int]()
+        for head in heads:
+            if len(head.metadata) <= _MAX_METADATA_BYTES:
+                self._heads[head.incarnation] = head
+            else:
+                too_large.append(head.incarnation)
+        for incarnation in (*removed, *too_large):
             self._heads.pop(incarnation, None)
 
     def clear(self) -> None:
