@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Self
 import anyio
 import msgspec
 import structlog
+from anyio.abc import TaskStatus
 
 from holdfast.actors.actor import SessionActor
 from holdfast.actors.engine import Engine
@@ -84,7 +85,12 @@ class _Parts(NamedTuple):
     janitor: Janitor
     trimmer: Trimmer
     workers: list[Worker]
-    stack: AsyncExitStack
+    scope: anyio.CancelScope
+    """Of all tasks."""
+    ended: anyio.Event
+    """All tasks have ended."""
+    closed: anyio.Event
+    """`Supervisor.close` is done."""
 
 
 def _background_workers(engine: Engine, janitor: Janitor, trimmer: Trimmer) -> list[Worker]:
@@ -110,7 +116,8 @@ class Supervisor:
         """Set by `close`."""
         self._backend = backend
         self._parts: _Parts | None = None
-        """Set while open, and kept after."""
+        """Set by opening, and kept after closing."""
+        self._stack: AsyncExitStack | None = None
         self._callbacks: list[ExpiredCallback] = []
         self._session_count = 0
         self._counted_at = float("-inf")
@@ -127,47 +134,74 @@ class Supervisor:
             raise StoreClosed("a supervisor can be opened once; make a new one")
         async with AsyncExitStack() as stack:
             await self._backend.open()
-            stack.push_async_callback(self._close_backend)
-            tasks = await stack.enter_async_context(anyio.create_task_group())
-            engine = Engine(self._backend, self.config, self.clock, tasks)
-            janitor, trimmer = Janitor(engine, self._notify_expired), Trimmer(engine)
-            workers = _background_workers(engine, janitor, trimmer)
-            for lane in engine.writer.lanes:
-                tasks.start_soon(lane.run)
-            tasks.start_soon(engine.reader.run)
-            for worker in workers:
-                tasks.start_soon(supervise, worker, RestartPolicy(self.config.restart))
-            stack.callback(tasks.cancel_scope.cancel)
-            checks = Checks(self.config.limits, engine.backend.capabilities)
-            self._parts = _Parts(engine, checks, janitor, trimmer, workers, stack.pop_all())
+            stack.push_async_callback(self._backend.close)
+            host = await stack.enter_async_context(anyio.create_task_group())
+            self._parts = await host.start(self._run)
+            self._stack = stack.pop_all()
+        engine = self._engine
         _log.info("store.opened", backend=engine.backend.capabilities.name, durability=engine.durability.value)
         return self
+
+    async def _run(self, *, task_status: TaskStatus[_Parts]) -> None:
+        """Hold every task of the engine, until `close` cancels them. None of them is in a caller's scope."""
+        ended = anyio.Event()
+        try:
+            async with anyio.create_task_group() as tasks:
+                engine = Engine(self._backend, self.config, self.clock, tasks)
+                janitor, trimmer = Janitor(engine, self._notify_expired), Trimmer(engine)
+                workers = _background_workers(engine, janitor, trimmer)
+                for lane in engine.writer.lanes:
+                    tasks.start_soon(lane.run)
+                tasks.start_soon(engine.reader.run)
+                for worker in workers:
+                    tasks.start_soon(supervise, worker, RestartPolicy(self.config.restart))
+                checks = Checks(self.config.limits, engine.backend.capabilities)
+                task_status.started(
+                    _Parts(engine, checks, janitor, trimmer, workers, tasks.cancel_scope, ended, anyio.Event())
+                )
+        finally:
+            ended.set()
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self.close()
+        try:
+            await self.close()
+        finally:
+            if self._stack is not None:
+                await self._stack.aclose()
 
     async def close(self) -> DrainReport:
-        """Take no more work, store what waits, stop every task, close the backend. Idempotent.
+        """Take no more work, store what waits, stop every task, close the backend.
 
-        A cancellation cuts the drain short; the rest is still done.
+        Leaving the ``async with`` block calls it; calling it earlier, from any task of the same event
+        loop, is fine. Idempotent. A cancellation cuts the drain short; the rest is still done.
         """
-        if self.drain_report is not None:
-            return self.drain_report
         parts = self._open_parts
         engine = parts.engine
-        engine.closed = True
-        try:
-            await self._drain(engine)
-        finally:
-            self.drain_report = _unflushed(engine)
-            await parts.stack.aclose()
-        if self.drain_report.complete:
-            _log.info("store.closed")
+        if engine.closed:
+            await parts.closed.wait()
         else:
-            _log.error("store.closed_unflushed", **msgspec.to_builtins(self.drain_report))
+            engine.closed = True
+            try:
+                await self._drain(engine)
+            finally:
+                self.drain_report = _unflushed(engine)
+                with anyio.CancelScope(shield=True):
+                    await self._stop(parts)
+            if self.drain_report.complete:
+                _log.info("store.closed")
+            else:
+                _log.error("store.closed_unflushed", **msgspec.to_builtins(self.drain_report))
+        assert self.drain_report is not None
         return self.drain_report
+
+    async def _stop(self, parts: _Parts) -> None:
+        parts.scope.cancel()
+        await parts.ended.wait()
+        parts.engine.abandon()
+        await self._backend.close()
+        parts.closed.set()
 
     async def _drain(self, engine: Engine) -> None:
         engine.registry.store_touches()
@@ -175,12 +209,6 @@ class Supervisor:
             while not engine.idle:  # polled, so that the hot path need not report
                 await anyio.sleep(0.001)
             await self._backend.forget_markers(engine.writer.name, 0)
-
-    async def _close_backend(self) -> None:
-        if self._parts is not None:
-            self._parts.engine.abandon()
-        with anyio.CancelScope(shield=True):
-            await self._backend.close()
 
     @property
     def _open_parts(self) -> _Parts:
