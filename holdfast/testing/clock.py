@@ -79,12 +79,16 @@ class ManualClock:
         For code that waits by the clock and for a store's threads in turn (retries, backoff),
         where no single `advance` fits.
         """
+        error: Exception | None = None
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._flow, step_s)
             try:
                 yield
-            finally:
-                tasks.cancel_scope.cancel()
+            except Exception as exc:
+                error = exc
+            tasks.cancel_scope.cancel()
+        if error is not None:
+            raise error
 
     async def _flow(self, step_s: float) -> None:
         while True:

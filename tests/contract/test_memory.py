@@ -5,11 +5,10 @@ from __future__ import annotations
 import pytest
 
 from holdfast.backends.memory import MemoryBackend, MemoryData
-from holdfast.testing.contract import BackendContract
-from holdfast.testing.contract.base import MakeBackend
+from holdfast.testing.contract import BackendContract, MakeBackend, StoreContract
 
 
-class TestMemory(BackendContract):
+class TestMemory(BackendContract, StoreContract):
     @pytest.fixture
     def make_backend(self) -> MakeBackend:
         data = MemoryData()

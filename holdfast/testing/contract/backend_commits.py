@@ -39,7 +39,7 @@ class CommitContract(ContractBase):
         assert await direct.one(creation(head, units=0)) == Outcome(Status.COMMITTED, 0, 0, 1, 1)
         assert await direct.head("s-1") == head
 
-    async def test_absent_fields_stay_absent(self, direct: Direct, clock: ManualClock) -> None:
+    async def test_absent_head_fields_stay_absent(self, direct: Direct, clock: ManualClock) -> None:
         """C4: optional fields that were not given are None, not empty."""
         head = await direct.create("s")
         assert (head.owner, head.ttl_us, head.deadline_us) == (None, None, None)

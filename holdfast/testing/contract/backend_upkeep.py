@@ -207,7 +207,7 @@ class UpkeepContract(ContractBase):
         await backend.close()
         await backend.close()
 
-    async def test_nothing_outlives_close(self, make_backend: MakeBackend, clock: ManualClock) -> None:
+    async def test_nothing_outlives_a_closed_backend(self, make_backend: MakeBackend, clock: ManualClock) -> None:
         """C51: no thread, task or open file stays; also where close runs under cancellation."""
         for cancelled in (False, True):
             async with assert_no_leaks():

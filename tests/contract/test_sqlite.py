@@ -1,0 +1,16 @@
+"""The contract kit, bound to SQLite: two backends on one file are two instances."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from holdfast.backends.sqlite import SQLiteBackend, SQLiteConfig
+from holdfast.testing.contract import BackendContract, MakeBackend, StoreContract
+
+
+class TestSQLite(BackendContract, StoreContract):
+    @pytest.fixture
+    def make_backend(self, tmp_path: Path) -> MakeBackend:
+        return lambda: SQLiteBackend(SQLiteConfig(path=str(tmp_path / "sessions.db")))
