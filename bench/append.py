@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Final, NamedTuple, cast
 
 import msgspec
@@ -50,6 +50,8 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
 
     label: str
     events_per_s: float
+    cpu_us_per_event: float
+    """Processor time of all the process's threads; other people's load distorts it less than the clock."""
     latencies_us: list[float]
     """Of each append, if only one session was appending."""
 
@@ -76,21 +78,24 @@ def measure(name: str, loop: Loop, workload: Workload, folder: Path) -> Timing:
     """One run of the competitor ``name`` in an empty ``folder``, checked afterwards. Raises: `Void`."""
     competitor = _competitor(name)(folder, workload)
     latencies_s: list[float] | None = [] if workload.sessions == 1 else None
-    elapsed_s = run_on(loop if loop in competitor.loops else competitor.loops[0], _timed_run, competitor, latencies_s)
+    fitting = loop if loop in competitor.loops else competitor.loops[0]
+    elapsed_s, cpu_s = run_on(fitting, _timed_run, competitor, latencies_s)
     check_stored(competitor, workload)
     return Timing(
         label=competitor.label,
         events_per_s=workload.events / elapsed_s,
+        cpu_us_per_event=cpu_s / workload.events * 1e6,
         latencies_us=[latency * 1e6 for latency in latencies_s or ()],
     )
 
 
-async def _timed_run(competitor: Competitor, latencies_s: list[float] | None) -> float:
+async def _timed_run(competitor: Competitor, latencies_s: list[float] | None) -> tuple[float, float]:
+    """Seconds by the clock, and of the processor."""
     try:
         await competitor.setup()
-        begin = perf_counter()
+        begin, cpu_begin = perf_counter(), process_time()
         await competitor.run(latencies_s)
-        return perf_counter() - begin
+        return perf_counter() - begin, process_time() - cpu_begin
     finally:
         await competitor.close()
 
@@ -110,21 +115,30 @@ def _workload(name: str, sessions: int, events: int | None, *, quick: bool) -> W
 
 
 def _sections(sessions: int, timings: dict[str, list[Timing]]) -> list[Section]:
-    rates = {name: _rate(runs) for name, runs in timings.items()}
-    ours = rates["holdfast"]
-    alone, thousand = sessions == 1, sessions == 1_000
-    ratios = [
-        paired("holdfast / ceiling", ours, rates["bulk"], _CEILING_BAR if thousand else None),
-        paired("holdfast / a commit per append", ours, rates["each"]),
-        paired("holdfast / mcp-persist", ours, rates["mcp-persist"], _PEER_BAR if thousand else None),
-    ]
+    alone = sessions == 1
     title = f"append: {sessions:,} session{'' if alone else 's'}, each awaiting its appends, SQLite at disk"
-    throughput = Section(title=title, figures=[*rates.values(), *ratios])
-    return [throughput, _latency_section(timings)] if alone else [throughput]
+    sections = [_throughput_section(title, timings, barred=sessions == 1_000), _cpu_section(title, timings)]
+    return [*sections, _latency_section(timings)] if alone else sections
 
 
-def _rate(runs: list[Timing]) -> Figure:
-    return Figure(name=runs[0].label, unit="events/s", values=[timing.events_per_s for timing in runs])
+def _throughput_section(title: str, timings: dict[str, list[Timing]], *, barred: bool) -> Section:
+    rates = {name: _figure(runs, "events/s", [run.events_per_s for run in runs]) for name, runs in timings.items()}
+    ours = rates["holdfast"]
+    ratios = [
+        paired("holdfast / ceiling", ours, rates["bulk"], _CEILING_BAR if barred else None),
+        paired("holdfast / a commit per append", ours, rates["each"]),
+        paired("holdfast / mcp-persist", ours, rates["mcp-persist"], _PEER_BAR if barred else None),
+    ]
+    return Section(title=title, figures=[*rates.values(), *ratios])
+
+
+def _cpu_section(title: str, timings: dict[str, list[Timing]]) -> Section:
+    figures = [_figure(runs, "µs/event", [run.cpu_us_per_event for run in runs]) for runs in timings.values()]
+    return Section(title=f"{title}: processor time", figures=figures)
+
+
+def _figure(runs: list[Timing], unit: str, values: list[float]) -> Figure:
+    return Figure(name=runs[0].label, unit=unit, values=values)
 
 
 def _latency_section(timings: dict[str, list[Timing]]) -> Section:
