@@ -290,6 +290,7 @@ def test_a_url_that_names_no_file_is_refused(url: str) -> None:
     [
         ("postgresql://user:pw@host/db?password=pw&pool=3", "postgresql://user:***@host/db?password=***&pool=3"),
         ("redis://:pw@host:6379/0", "redis://:***@host:6379/0"),
+        ("postgresql://user:p@ss@word@host/db", "postgresql://user:***@host/db"),
         ("postgresql://user:p/w#?x@host/db", "postgresql://user:***@host/db"),
         (
             "dynamodb://table?aws_secret_access_key=a%26b&region=x",
@@ -303,7 +304,11 @@ def test_a_url_is_shown_without_its_secrets(url: str, shown: str) -> None:
     assert redact(url) == shown
 
 
-_password = st.text(min_size=6).filter(lambda text: text.strip() == text).map(lambda text: f"S3{text}3S")
+_password = (
+    st.text(st.sampled_from("@:/?#&=%[] ") | st.characters(codec="utf-8"), min_size=6)
+    .filter(lambda text: text.strip() == text)
+    .map(lambda text: f"S3{text}3S")
+)
 
 
 @given(_password)

@@ -8,7 +8,8 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -159,14 +160,20 @@ def test_tail_reports_a_gap(call: Call, url: str) -> None:
     assert seqs(call("tail", "cart", url, "--json", "-n", "100")) == list(range(5, 21))
 
 
-def follow(*args: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+@contextmanager
+def follow(*args: str) -> Iterator[subprocess.Popen[str]]:
+    tail = subprocess.Popen(
         [sys.executable, "-m", "holdfast.cli", "tail", "--follow", "--json", *args],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
+    with tail:
+        try:
+            yield tail
+        finally:
+            tail.kill()
 
 
 def next_seq(tail: subprocess.Popen[str]) -> int:
