@@ -143,6 +143,8 @@ class _Dispatcher(JSONRPCDispatcher[TransportContext]):
 class ManagerSeam(StreamableHTTPSessionManager):
     """The SDK's manager, opened for one that finds its sessions elsewhere."""
 
+    _task_group: anyio.abc.TaskGroup | None  # type: ignore[assignment]  # the SDK does not say
+
     @abstractmethod
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request of an initialize-era client."""
@@ -175,10 +177,11 @@ class ManagerSeam(StreamableHTTPSessionManager):
 
     async def start(self, session_id: str, transport: DurableTransport, hooks: ServerHooks) -> None:
         """Run a server for the transport until it ends. Returns when it can be used."""
-        assert self._task_group is not None
+        tasks = self.tasks
+        assert tasks is not None
         self._server_instances[session_id] = transport
         try:
-            await self._task_group.start(self._run_server, session_id, transport, hooks)
+            await tasks.start(self._run_server, session_id, transport, hooks)
         except BaseException:
             await self.discard(session_id, transport)
             raise
@@ -202,8 +205,8 @@ class ManagerSeam(StreamableHTTPSessionManager):
                     await serve_connection(
                         self.app, dispatcher, connection=connection, lifespan_state=self._lifespan_state
                     )
-            except Exception:  # it must not take the other sessions' servers with it
-                _log.exception("mcp.server_failed", session=session_id)
+            except Exception as exc:  # noqa: BLE001 - it must not take other sessions with it
+                _log.error("mcp.server_failed", session=session_id, exc_info=exc)
             finally:
                 await self.discard(session_id, transport)
                 hooks.ended()

@@ -32,18 +32,22 @@ class ToolSession(Session):
     __slots__ = ()
 
     async def keys(self, *, deadline_s: float | None = None) -> list[str]:
-        return [key for key in await super().keys(deadline_s=deadline_s) if not key.startswith(RESERVED)]
+        return [key for key in await super().keys(deadline_s=deadline_s) if _is_own(key)]
 
     async def state(self, *, deadline_s: float | None = None) -> dict[str, Any]:
         state = await super().state(deadline_s=deadline_s)
-        return {key: value for key, value in state.items() if not key.startswith(RESERVED)}
+        return {key: value for key, value in state.items() if _is_own(key)}
 
     async def clear(self, *, durability: Durability | None = None, deadline_s: float | None = None) -> int:
         def compute(view: StateView, unit: Unit) -> None:
-            unit.removes = {key for key in view.keys() if not key.startswith(RESERVED)}
+            unit.removes = set(filter(_is_own, view.keys()))
             unit.result = len(unit.removes)
 
         return int(await self._compute("", compute, durability, deadline_s))
+
+
+def _is_own(key: str) -> bool:
+    return not key.startswith(RESERVED)
 
 
 def with_session(scope: Scope, session: Session) -> Scope:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import platform
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
@@ -29,6 +29,8 @@ _log = structlog.stdlib.get_logger("holdfast.integrations.mcp")
 
 LEASE_OWNER: Final = "holdfast:mcp-instances"
 _PREFIX: Final = "mcp-instance."
+_GIVE_UP_WITHIN_S: Final = 2.0
+"""A store that is away must not hold up the process's end: the lease runs out by itself."""
 
 
 class Lease:
@@ -40,7 +42,6 @@ class Lease:
     """
 
     def __init__(self, store: Supervisor, *, name: str | None = None, lease_s: float = 15.0) -> None:
-        self.poll_s = lease_s / 3
         self._store = store
         self._lease_s = lease_s
         self._id = _PREFIX + (name or secrets.token_hex(8))
@@ -51,26 +52,28 @@ class Lease:
         assert self._session is not None
         return _token(self._id, self._session.incarnation)
 
+    async def pause(self) -> None:
+        """Wait a third of the lease: between two looks at it, and between two prolongations."""
+        await self._store.clock.sleep(self._lease_s / 3)
+
     async def alive(self, token: str) -> bool:
         """Whether the process that held ``token`` still holds it. Does not prolong it."""
-        async for info in self._store.scan(owner=LEASE_OWNER):
-            if _token(info.id, info.incarnation) == token:
-                return True
-        return False
+        leases = {_token(info.id, info.incarnation) async for info in self._store.scan(owner=LEASE_OWNER)}
+        return token in leases
 
     @asynccontextmanager
-    async def held(self) -> AsyncIterator[None]:
+    async def held(self) -> AsyncGenerator[None, None]:
         """Hold the lease; on leaving, give it up, so that requests still running count as lost at once."""
         await self._store.delete(self._id)
         self._session = await self._create()
         try:
             yield
         finally:
-            with anyio.move_on_after(self.poll_s, shield=True):
+            with anyio.move_on_after(_GIVE_UP_WITHIN_S, shield=True):
                 await self._give_up()
 
     async def prolong(self) -> None:
-        """To be called each ``poll_s``. Takes a new lease where the old one ran out."""
+        """To be called after each `pause`. Takes a new lease where the old one ran out."""
         assert self._session is not None
         try:
             await self._session.touch()

@@ -6,7 +6,7 @@ versions go to the SDK's own handling, untouched.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
@@ -103,7 +103,7 @@ class HoldfastSessionManager(ManagerSeam):
         self._starting = anyio.Lock()
 
     @asynccontextmanager
-    async def run(self) -> AsyncIterator[None]:
+    async def run(self) -> AsyncGenerator[None, None]:
         """Serve while entered, once. The store must be open."""
         async with self._lease.held(), super().run():
             assert self.tasks is not None
@@ -113,7 +113,7 @@ class HoldfastSessionManager(ManagerSeam):
     async def _keep_alive(self) -> None:
         """Prolong the lease, and keep sessions whose requests still run."""
         while True:
-            await anyio.sleep(self._lease.poll_s)
+            await self._lease.pause()
             try:
                 await self._lease.prolong()
                 for live in list(self._live.values()):
@@ -287,7 +287,7 @@ class HoldfastSessionManager(ManagerSeam):
 
 
 @contextmanager
-def _store_errors() -> Iterator[None]:
+def _store_errors() -> Generator[None, None, None]:
     """A store that cannot serve is a 503, not a crash: the client may try again."""
     try:
         yield

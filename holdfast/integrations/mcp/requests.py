@@ -12,7 +12,7 @@ stream's first response, so every client sees one end, and the same one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -25,8 +25,8 @@ from holdfast.integrations.mcp.keys import REQUEST_KEY, RESPONSE
 from holdfast.model import Cursor
 
 if TYPE_CHECKING:
-    from holdfast.supervisor.session import Session
     from holdfast.model import Event
+    from holdfast.supervisor.session import Session
 
 __all__ = ["REQUEST_LOST", "Leases", "RequestLog"]
 
@@ -44,12 +44,13 @@ class Leases(Protocol):
         """Names this process's lease."""
         ...
 
-    @property
-    def poll_s(self) -> float:
-        """How often to look whether another process's lease still holds."""
+    async def alive(self, token: str) -> bool:
+        """Whether the process of another token still holds its lease."""
         ...
 
-    async def alive(self, token: str) -> bool: ...
+    async def pause(self) -> None:
+        """Wait before looking again."""
+        ...
 
 
 class RequestLog:
@@ -67,7 +68,7 @@ class RequestLog:
         self._claiming = anyio.Lock()
 
     @contextmanager
-    def admit(self, request_id: RequestId) -> Iterator[None]:
+    def admit(self, request_id: RequestId) -> Generator[None, None, None]:
         """Hold while an HTTP request brings it in: it counts as running until it is dispatched."""
         stream = str(request_id)
         self._admitted[stream] = request_id
@@ -136,7 +137,7 @@ class RequestLog:
                 return
             except StoreError as exc:
                 _log.warning("mcp.lost_request_check_failed", session=self._session.id, error=repr(exc))
-            await anyio.sleep(self._leases.poll_s)
+            await self._leases.pause()
 
     async def _end_unless_alive(self, cursor: Cursor) -> bool:
         """Raises: `Conflict` if the record changed meanwhile."""
@@ -157,10 +158,8 @@ class RequestLog:
         return True
 
     async def _responded(self, cursor: Cursor) -> bool:
-        async for event in self._session.replay(after=str(cursor), stream=cursor.stream):
-            if event.type == RESPONSE:
-                return True
-        return False
+        types = {event.type async for event in self._session.replay(after=str(cursor), stream=cursor.stream)}
+        return RESPONSE in types
 
     async def end_all(self) -> None:
         """The handlers of all running requests are gone: end the requests that got no response."""

@@ -1,0 +1,233 @@
+"""Requests that died with their process end with an error, once, and only if nobody runs them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import anyio.lowlevel
+import pytest
+from tests.integrations.harness import PATH, Events, call, headers, initialize, message, resumed, tool_call
+from tests.integrations.test_streams import begin, progress
+
+from holdfast.integrations.mcp import REQUEST_LOST
+from holdfast.integrations.mcp.keys import REQUEST_KEY
+
+pytestmark = pytest.mark.anyio
+
+LEASE_S = 15.0
+
+
+async def read_rest(http: Any, session_id: str, cursor: str) -> list[Any]:
+    with anyio.fail_after(5):
+        async with resumed(http, session_id, cursor) as events:
+            return await events.rest()
+
+
+def is_lost(event: Any, id: Any = 1) -> bool:
+    return event.data.get("error", {}).get("code") == REQUEST_LOST and event.data["id"] == id
+
+
+async def test_the_next_process_of_the_same_name_ends_it_at_once(start: Any, gate: Any) -> None:
+    first = await start(instance_name="web-1")
+    session_id = await initialize(first.http)
+    seen = await begin(first.http, session_id, gate, 2, of=5)
+    await first.kill()
+    second = await start(instance_name="web-1")
+    missed = await read_rest(second.http, session_id, seen[1].id)
+    assert progress(missed) == [2]
+    assert is_lost(missed[-1])
+    assert "Whether it took effect is unknown" in missed[-1].data["error"]["message"]
+
+
+@pytest.mark.parametrize("id", [1, "1", "call-äö", 2**60])
+async def test_the_error_has_the_requests_own_id(start: Any, gate: Any, id: Any) -> None:
+    first = await start(instance_name="web-1")
+    session_id = await initialize(first.http)
+    seen = await begin(first.http, session_id, gate, 1, of=5, id=id)
+    await first.kill()
+    (error,) = await read_rest((await start(instance_name="web-1")).http, session_id, seen[-1].id)
+    assert is_lost(error, id)
+
+
+async def test_another_process_waits_for_the_lease_to_run_out(start: Any, gate: Any, clock: Any) -> None:
+    first = await start()
+    session_id = await initialize(first.http)
+    seen = await begin(first.http, session_id, gate, 1, of=5)
+    second = await start()
+    await first.kill()
+    async with resumed(second.http, session_id, seen[-1].id) as events:
+        await clock.advance(LEASE_S * 0.6)
+        with anyio.move_on_after(0.05) as waiting:
+            await anext(events)
+        assert waiting.cancelled_caught
+    async with resumed(second.http, session_id, seen[-1].id) as events:
+        await clock.advance(LEASE_S)
+        with anyio.fail_after(5):
+            (error,) = await events.rest()
+    assert is_lost(error)
+
+
+async def test_a_clean_stop_gives_the_lease_up(start: Any, gate: Any) -> None:
+    first, second = await start(), await start()
+    session_id = await initialize(first.http)
+    seen = await begin(first.http, session_id, gate, 1, of=5)
+    await first.stop()
+    missed = await read_rest(second.http, session_id, seen[-1].id)
+    assert "error" in missed[-1].data
+    assert missed[-1].data["id"] == 1
+
+
+async def test_a_request_that_lives_elsewhere_is_left_alone(start: Any, gate: Any, clock: Any) -> None:
+    """However long it takes: its process prolongs its lease."""
+    a, b = await start(), await start()
+    session_id = await initialize(a.http)
+    seen = await begin(a.http, session_id, gate, 1, of=2)
+    async with resumed(b.http, session_id, seen[-1].id) as events:
+        await clock.advance(LEASE_S * 10)
+        gate.let(1)
+        assert progress([await anext(events)]) == [2]
+        (response,) = await events.rest()
+    assert response.data["result"]["structuredContent"] == {"result": "finished"}
+
+
+async def test_a_start_under_another_name_declares_nothing_lost(start: Any, gate: Any) -> None:
+    a = await start(instance_name="web-1")
+    session_id = await initialize(a.http)
+    seen = await begin(a.http, session_id, gate, 1, of=2)
+    b = await start(instance_name="web-2")
+    async with resumed(b.http, session_id, seen[-1].id) as events:
+        gate.let(1)
+        assert "result" in (await events.rest())[-1].data
+
+
+async def test_the_error_is_stored_once_however_many_ask(start: Any, gate: Any) -> None:
+    first = await start(instance_name="web-1")
+    session_id = await initialize(first.http)
+    seen = await begin(first.http, session_id, gate, 1, of=5)
+    await first.kill()
+    again, other = await start(instance_name="web-1"), await start(instance_name="web-2")
+    found: list[Any] = []
+
+    async def ask(instance: Any) -> None:
+        found.append(await read_rest(instance.http, session_id, seen[-1].id))
+
+    async with anyio.create_task_group() as tasks:
+        for instance in (again, other):
+            tasks.start_soon(ask, instance)
+    assert [len(events) for events in found] == [1, 1]
+    assert found[0][0].id == found[1][0].id
+    session = await again.store.require(session_id)
+    stored = await session.events(stream="1")
+    assert [event.type for event in stored] == ["priming", "message", "response"]
+
+
+async def test_the_record_is_there_while_it_runs_and_gone_afterwards(start: Any, gate: Any) -> None:
+    instance = await start(instance_name="web-1")
+    session_id = await initialize(instance.http)
+    session = await instance.store.require(session_id)
+    seen = await begin(instance.http, session_id, gate, 1, of=2)
+    assert (await session.get(REQUEST_KEY + "1"))["id"] == 1
+    gate.let(1)
+    await read_rest(instance.http, session_id, seen[-1].id)
+    assert await session.get(REQUEST_KEY + "1") is None
+
+
+async def test_a_finished_request_is_not_lost(start: Any, gate: Any) -> None:
+    first = await start(instance_name="web-1")
+    session_id = await initialize(first.http)
+    gate.let(1)
+    seen = await call(first.http, session_id, tool_call("steps", 1, progress=True, count=1))
+    await first.kill()
+    missed = await read_rest((await start(instance_name="web-1")).http, session_id, seen[0].id)
+    assert [event.id for event in missed] == [event.id for event in seen[1:]]
+
+
+async def test_a_wiped_record_still_gets_an_honest_end(start: Any, gate: Any) -> None:
+    first = await start(instance_name="web-1")
+    session_id = await initialize(first.http)
+    seen = await begin(first.http, session_id, gate, 1, of=2)
+    session = await first.store.require(session_id)
+    await session.remove(REQUEST_KEY + "1")
+    await first.kill()
+    (error,) = await read_rest((await start(instance_name="web-1")).http, session_id, seen[-1].id)
+    assert is_lost(error)
+
+
+async def test_a_request_cut_off_by_its_own_process_is_ended_for_others(start: Any, gate: Any, clock: Any) -> None:
+    """The process lives on, so its lease does not tell."""
+    a, b = await start(), await start()
+    session_id = await initialize(a.http)
+    seen = await begin(a.http, session_id, gate, 1, of=2)
+    live = a.manager._live[session_id]
+    async with resumed(b.http, session_id, seen[-1].id) as events:
+        await a.manager.discard(session_id, live.transport)
+        with anyio.fail_after(5):
+            missed = await events.rest()
+    assert "error" in missed[-1].data
+
+
+async def test_a_lease_that_ran_out_is_taken_anew(start: Any, gate: Any, clock: Any) -> None:
+    """A process that was paused: others may have declared its requests lost; new ones are safe."""
+    a = await start()
+    session_id = await initialize(a.http)
+    lease = a.manager._lease
+    old = lease.token
+    await lease._session.delete()
+    assert not await lease.alive(old)
+    await lease.prolong()
+    assert await lease.alive(lease.token)
+    assert lease.token != old
+    assert len(await call(a.http, session_id, message("ping", id=1))) == 2
+
+
+async def test_two_ends_stored_are_one_end_read(start: Any, gate: Any) -> None:
+    """A process believed dead answers after all: every reader still sees the same end."""
+    a = await start()
+    session_id = await initialize(a.http)
+    seen = await begin(a.http, session_id, gate, 1, of=1)
+    session = await a.store.require(session_id)
+    while (await session.last_events(1))[0].type != "response":
+        await anyio.lowlevel.checkpoint()
+    await session.append({"jsonrpc": "2.0", "id": 1, "result": {"late": True}}, type="response", stream="1")
+    (response,) = await read_rest(a.http, session_id, seen[-1].id)
+    assert response.data["result"]["structuredContent"] == {"result": "finished"}
+
+
+# Answers
+
+
+async def test_an_answer_reaches_the_instance_that_asked(start: Any) -> None:
+    instance = await start()
+    session_id = await initialize(instance.http)
+    async with instance.http.stream("POST", PATH, json=tool_call("ask", 1), headers=headers(session_id)) as response:
+        events = Events(response)
+        _, question = await events.take(2)
+        answer = message(None, id=question.data["id"], result={"action": "accept", "content": {"name": "Ada"}})
+        answered = await instance.http.post(PATH, json=answer, headers=headers(session_id))
+        assert answered.status_code == 202
+        (final,) = await events.rest()
+    assert "Ada" in final.data["result"]["structuredContent"]["result"]
+
+
+async def test_an_answer_at_another_instance_is_refused_clearly(start: Any) -> None:
+    a, b = await start(), await start()
+    session_id = await initialize(a.http)
+    async with a.http.stream("POST", PATH, json=tool_call("ask", 1), headers=headers(session_id)) as response:
+        _, question = await Events(response).take(2)
+        answer = message(None, id=question.data["id"], result={"action": "decline"})
+        refused = await b.http.post(PATH, json=answer, headers=headers(session_id))
+        assert refused.status_code == 400
+        assert "must reach the instance that asked" in refused.json()["error"]["message"]
+        assert (await a.http.post(PATH, json=answer, headers=headers(session_id))).status_code == 202
+
+
+async def test_instances_do_not_ask_under_the_same_ids(start: Any) -> None:
+    a, b = await start(), await start()
+    session_id = await initialize(a.http)
+    ids = []
+    for number, instance in enumerate((a, b)):
+        body = tool_call("ask", 10 + number)
+        async with instance.http.stream("POST", PATH, json=body, headers=headers(session_id)) as response:
+            _, question = await Events(response).take(2)
+            ids.append(question.data["id"])
+    assert ids[0] != ids[1]
