@@ -225,11 +225,8 @@ def suggestion(name: str, known: Iterable[str]) -> str:
 
 def _checked(config: Config) -> Config:
     """A `Config` built in code may hold anything: its constructor checks ranges, not types."""
-    return _build(Config(), dict(_flatten(_as_mapping(config), "code")))
-
-
-def _as_mapping(config: Config) -> dict[str, Any]:
-    return {name: getattr(config, name) for name in config.__struct_fields__}
+    values = {name: getattr(config, name) for name in config.__struct_fields__}
+    return _build(Config(), dict(_flatten(values, "code")))
 
 
 def _build(base: Config, layer: _Layer) -> Config:

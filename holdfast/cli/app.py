@@ -23,6 +23,7 @@ from holdfast.model import SessionStatus
 __all__ = ["main"]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
+_T = TypeVar("_T")
 
 
 def _fail(ctx: click.Context, error: HoldfastError) -> NoReturn:
@@ -90,9 +91,9 @@ def _store(command: _F) -> _F:
     return click.argument("store_url", required=False)(command)
 
 
-def _run(command: Callable[[], Coroutine[Any, Any, None]]) -> None:
+def _run(command: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
     try:
-        anyio.run(command)
+        return anyio.run(command)
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -175,7 +176,7 @@ def gc(store_url: str | None, config: Path | None, *, json: bool) -> None:
 @_store
 def doctor(store_url: str | None, config: Path | None, *, json: bool) -> None:
     """Check settings, driver, schema and the durability in force."""
-    found, facts = anyio.run(checks.diagnose, store_url, config)
+    found, facts = _run(partial(checks.diagnose, store_url, config))
     checks.print_checks(found, facts, json=json)
     if any(check.status == "fail" for check in found):
         sys.exit(1)
