@@ -17,7 +17,7 @@ from holdfast.cli.store import now_us, refuse_missing
 from holdfast.config import Config
 from holdfast.errors import ConfigError, HoldfastError, SchemaError
 from holdfast.model import Durability
-from holdfast.settings import Settings, load, redact, setting_types, split_url
+from holdfast.settings import load, redact, setting_types, split_url
 
 __all__ = ["Check", "diagnose", "print_checks", "version"]
 
@@ -56,13 +56,13 @@ async def diagnose(url: str | None, config: Path | None) -> tuple[list[Check], d
     except HoldfastError as exc:
         return [*checks, Check("open", "fail", str(exc))], facts
     try:
-        found, described = await _examine(backend, settings)
+        facts["capabilities"] = msgspec.to_builtins(backend.capabilities)
+        facts["backend"] = described = await backend.describe()
+        return checks + await _examine(backend, settings.config, described), facts
     except HoldfastError as exc:
-        found, described = [Check("read", "fail", str(exc))], {}
+        return [*checks, Check("read", "fail", str(exc))], facts
     finally:
         await backend.close()
-    facts |= {"capabilities": msgspec.to_builtins(backend.capabilities), "backend": described}
-    return checks + found, facts
 
 
 def _runtime() -> Check:
@@ -92,16 +92,14 @@ def _read(config: Config, name: str) -> object:
     return value.value if isinstance(value, Durability) else value
 
 
-async def _examine(backend: Backend, settings: Settings) -> tuple[list[Check], dict[str, object]]:
-    described = await backend.describe()
+async def _examine(backend: Backend, config: Config, described: dict[str, object]) -> list[Check]:
     sessions = await backend.count_sessions(SessionFilter(now_us()))
-    checks = [
+    return [
         *(_sqlite(described) if backend.capabilities.name == "sqlite" else ()),
-        _durability(backend, settings.config),
+        _durability(backend, config),
         _sharing(backend),
         Check("read", "ok", f"{sessions:,} live sessions"),
     ]
-    return checks, described
 
 
 def _sqlite(described: dict[str, object]) -> list[Check]:
