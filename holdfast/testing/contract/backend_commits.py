@@ -81,12 +81,12 @@ class CommitContract(ContractBase):
     async def test_write_to_a_missing_session(self, direct: Direct, clock: ManualClock, what: str) -> None:
         """C23: MISSING, and nothing is left behind."""
         head = await direct.create("s", ttl_us=SECOND)
-        wrong: dict[str, Any] = {
+        wrong: dict[str, dict[str, Any]] = {
             "unknown": {"id": "nobody"},
             "other incarnation": {"incarnation": head.incarnation + 1},
             "expired": {"accepted_us": head.active_us + SECOND, "active_us": head.active_us + SECOND},
-        }[what]
-        write = blind(head, sets={"k": (b"1", 1)}, events=[new_event()], **wrong)
+        }
+        write = blind(head, sets={"k": (b"1", 1)}, events=[new_event()], **wrong[what])
         assert (await direct.one(write)).status is Status.MISSING
         assert not await direct.exists("nobody")
         assert await direct.head("s") == head

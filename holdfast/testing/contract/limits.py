@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from holdfast.config import ActorConfig, Limits
-from holdfast.errors import DeadlineExceeded, HoldfastError, LimitExceeded, StoreClosed, StoreError
+from holdfast.errors import HoldfastError, LimitExceeded, StoreClosed, StoreError
 from holdfast.model import Durability
 from holdfast.supervisor.session import Session
 from holdfast.supervisor.supervisor import Supervisor
@@ -119,9 +119,15 @@ class LimitContract(StoreBase):
     async def test_caller_gives_up(self, store: Supervisor, steps: int) -> None:
         """C49: after any number of steps: what it began is whole or nothing, and the order holds."""
         session = await store.create("s")
+        begun = list[int]()
+
+        async def append(number: int) -> None:
+            begun.append(number)
+            await session.append(number)
+
         async with anyio.create_task_group() as tasks:
             for number in range(10):
-                tasks.start_soon(session.append, number)
+                tasks.start_soon(append, number)
 
             async def unit() -> None:
                 async with session.unit() as unit:
@@ -138,8 +144,8 @@ class LimitContract(StoreBase):
         assert [event.seq for event in events] == list(range(1, len(events) + 1))
         assert found[-1] == "after"
         assert len(set(map(str, found))) == len(found)
-        numbers = [value for value in found if isinstance(value, int)]
-        assert numbers == sorted(numbers) or len(numbers) < 2
+        stored = [value for value in found if isinstance(value, int)]
+        assert stored == [number for number in begun if number in stored]
         assert ("unit" in found) == (await session.get("unit") == 1)
 
     async def test_giving_up_at_the_lock(self, open_faulty: OpenFaulty, clock: ManualClock) -> None:
@@ -303,8 +309,6 @@ class LimitContract(StoreBase):
         assert await session.get("k", deadline_s=30) == 1
         assert len(await session.append_many([1, 2], deadline_s=30)) == 2
         assert len(await session.events(deadline_s=30)) == 2
-        with pytest.raises((DeadlineExceeded, HoldfastError)):
-            await session.append("x", deadline_s=-1)
 
     async def test_statistics_and_description(self, store: Supervisor) -> None:
         """C53: figures to read; no payload in them."""

@@ -190,10 +190,13 @@ class SessionContract(StoreBase):
 
     async def test_list_is_complete_past_a_page(self, store: Supervisor, second: Supervisor) -> None:
         """C6: pages lead through all; count and scan agree with them."""
+
+        async def create(number: int) -> None:
+            await (store, second)[number % 2].create(f"s{number:03}", owner=f"o{number % 3}")
+
         async with anyio.create_task_group() as tasks:
             for number in range(230):
-                instance = (store, second)[number % 2]
-                tasks.start_soon(lambda n=number, i=instance: i.create(f"s{n:03}", owner=f"o{n % 3}"))
+                tasks.start_soon(create, number)
         listed, after = list[str](), None
         while True:
             page = await store.list(limit=50, after=after)
