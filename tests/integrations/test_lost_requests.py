@@ -36,7 +36,7 @@ async def test_the_next_process_of_the_same_name_ends_it_at_once(start: Any, gat
     missed = await read_rest(second.http, session_id, seen[1].id)
     assert progress(missed) == [2]
     assert is_lost(missed[-1])
-    assert "Whether it took effect is unknown" in missed[-1].data["error"]["message"]
+    assert "whether it took effect is unknown" in missed[-1].data["error"]["message"]
 
 
 @pytest.mark.parametrize("id", [1, "1", "call-äö", 2**60])
@@ -170,7 +170,7 @@ async def test_a_lease_that_ran_out_is_taken_anew(start: Any, gate: Any, clock: 
     """A process that was paused: others may have declared its requests lost; new ones are safe."""
     a = await start()
     session_id = await initialize(a.http)
-    lease = a.manager._lease
+    lease = a.manager.lease
     old = lease.token
     await lease._session.delete()
     assert not await lease.alive(old)

@@ -124,7 +124,7 @@ async def test_a_refused_initialize_leaves_no_session(start: Any) -> None:
 async def test_only_the_principal_that_opened_it_finds_the_session(start: Any) -> None:
     alice, bob, nobody = await start(user("app", "alice")), await start(user("app", "bob")), await start()
     session_id = await initialize(alice.http)
-    stored = (await alice.store.require(session_id))
+    stored = await alice.store.require(session_id)
     assert (await stored.info()).owner == '["app",null,"alice"]'
     for stranger in (bob, nobody):
         for method in ("POST", "GET", "DELETE"):

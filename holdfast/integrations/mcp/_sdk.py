@@ -205,7 +205,7 @@ class ManagerSeam(StreamableHTTPSessionManager):
                     await serve_connection(
                         self.app, dispatcher, connection=connection, lifespan_state=self._lifespan_state
                     )
-            except Exception as exc:  # noqa: BLE001 - it must not take other sessions with it
+            except Exception as exc:
                 _log.error("mcp.server_failed", session=session_id, exc_info=exc)
             finally:
                 await self.discard(session_id, transport)

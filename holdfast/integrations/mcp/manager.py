@@ -97,7 +97,7 @@ class HoldfastSessionManager(ManagerSeam):
             max_sessions=max_sessions,
         )
         self._store = store
-        self._lease = Lease(store, name=instance_name, lease_s=lease_s)
+        self.lease = Lease(store, name=instance_name, lease_s=lease_s)
         self._session_options = session_options or {}
         self._live: dict[str, LiveSession] = {}
         self._starting = anyio.Lock()
@@ -105,17 +105,21 @@ class HoldfastSessionManager(ManagerSeam):
     @asynccontextmanager
     async def run(self) -> AsyncGenerator[None, None]:
         """Serve while entered, once. The store must be open."""
-        async with self._lease.held(), super().run():
+        async with self.lease.held(), super().run():
             assert self.tasks is not None
             self.tasks.start_soon(self._keep_alive)
             yield
 
+    def new_event_store(self, session: Session) -> SessionEventStore:
+        """The event store of a session that is about to be served. A subclass may watch it."""
+        return SessionEventStore(session, self.lease)
+
     async def _keep_alive(self) -> None:
         """Prolong the lease, and keep sessions whose requests still run."""
         while True:
-            await self._lease.pause()
+            await self.lease.pause()
             try:
-                await self._lease.prolong()
+                await self.lease.prolong()
                 for live in list(self._live.values()):
                     if live.events.requests.running:
                         live.transport.hold()
@@ -265,7 +269,7 @@ class HoldfastSessionManager(ManagerSeam):
                 return live
             if self.full:
                 raise _Refusal(_too_many(self.max_sessions))
-            events = SessionEventStore(session, self._lease)
+            events = self.new_event_store(session)
             transport = self.new_transport(session.id, events)
             live = LiveSession(session, events, transport, handshake=handshake, on_end=self._ended)
             self._live[session.id] = live

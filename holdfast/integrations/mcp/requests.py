@@ -176,7 +176,7 @@ def _guess_id(stream: str) -> RequestId:
 def _lost(request_id: RequestId) -> dict[str, Any]:
     error = ErrorData(
         code=REQUEST_LOST,
-        message="The server stopped while it ran this request. Whether it took effect is unknown; it will not go on.",
+        message="The server stopped while it ran this request. It does not go on; whether it took effect is unknown.",
     )
     return JSONRPCError(jsonrpc="2.0", id=request_id, error=error).model_dump(
         by_alias=True, mode="json", exclude_unset=True

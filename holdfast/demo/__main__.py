@@ -1,0 +1,10 @@
+"""``python -m holdfast.demo [--json]``."""
+
+from __future__ import annotations
+
+import sys
+
+from holdfast.demo import main
+
+if __name__ == "__main__":
+    sys.exit(main(json="--json" in sys.argv[1:]))

@@ -1,0 +1,100 @@
+"""The client's side of the network: it can be cut, and it writes down every event that passes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator
+
+import anyio
+import httpx2
+import msgspec
+
+from holdfast.demo.ledger import Received
+
+__all__ = ["Network"]
+
+
+class Network(httpx2.AsyncBaseTransport):
+    """An HTTP transport for the MCP client, around the real one.
+
+    While it is down, open responses break and new requests wait. Nothing else is done for the
+    client: that it reconnects, and from where, is its own doing.
+    """
+
+    def __init__(self) -> None:
+        self.received: list[Received] = []
+        self.cuts = 0
+        self.waiting: set[anyio.CancelScope] = set()
+        """Reads that a cut breaks."""
+        self._inner = httpx2.AsyncHTTPTransport()
+        self._up = anyio.Event()
+        self._up.set()
+
+    def cut(self) -> None:
+        """Break every open connection."""
+        self.cuts += 1
+        self._up = anyio.Event()
+        for scope in self.waiting:
+            scope.cancel()
+
+    def restore(self) -> None:
+        self._up.set()
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        await self._up.wait()
+        response = await self._inner.handle_async_request(request)
+        if not response.headers.get("content-type", "").startswith("text/event-stream"):
+            return response
+        assert isinstance(response.stream, httpx2.AsyncByteStream)
+        replayed = "last-event-id" in request.headers
+        stream = _Watched(response.stream, self, replayed=replayed)
+        return httpx2.Response(
+            response.status_code, headers=response.headers, stream=stream, extensions=response.extensions
+        )
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+
+class _Watched(httpx2.AsyncByteStream):
+    """A response's body: passed on event by event, and noted."""
+
+    def __init__(self, inner: httpx2.AsyncByteStream, network: Network, *, replayed: bool) -> None:
+        self._inner = inner
+        self._network = network
+        self._cuts = network.cuts
+        self._replayed = replayed
+
+    async def __aiter__(self) -> AsyncGenerator[bytes, None]:
+        pending = b""
+        chunks = aiter(self._inner)
+        while (chunk := await self._next(chunks)) is not None:
+            *events, pending = (pending + chunk).replace(b"\r\n", b"\n").split(b"\n\n")
+            for event in events:
+                self._check()
+                self._note(event)
+                yield event + b"\n\n"
+
+    async def _next(self, chunks: AsyncIterator[bytes]) -> bytes | None:
+        """The next piece; None at the end."""
+        chunk: bytes | None = None
+        with anyio.CancelScope() as scope:
+            self._network.waiting.add(scope)
+            try:
+                chunk = await anext(chunks, None)
+            finally:
+                self._network.waiting.discard(scope)
+        self._check()
+        return chunk
+
+    def _check(self) -> None:
+        if self._network.cuts != self._cuts:
+            raise httpx2.ReadError("the network was cut")
+
+    def _note(self, event: bytes) -> None:
+        fields = dict(line.split(b": ", 1) for line in event.split(b"\n") if b": " in line and line[:1] != b":")
+        if fields.get(b"id") and fields.get(b"data"):
+            data = msgspec.json.decode(fields[b"data"])
+            self._network.received.append(Received(fields[b"id"].decode(), data, self._replayed))
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
