@@ -199,7 +199,9 @@ class SessionActor:
             max_units = 1
         while queue and len(taken) < max_units and not write.delete:
             unit = queue[0]
-            if (taken and size + unit.size > max_bytes) or (unit.compute is not None and not self.exact):
+            if taken and size + unit.size > max_bytes:
+                break
+            if not self.exact and (unit.compute is not None or unit.doubted):
                 break
             queue.popleft()
             if unit.withdrawn:
@@ -213,7 +215,9 @@ class SessionActor:
                 try:
                     turn.add(unit)
                 except Exception as exc:  # a user's function, or a limit: it fails this unit alone
-                    self._refuse(unit, exc)
+                    if self._doubt(unit):
+                        break
+                    self._refuse(unit, self._graver(unit, exc))
                     continue
             unit.taken = True
             taken.append(unit)
@@ -241,6 +245,21 @@ class SessionActor:
             base_seq=self.last_seq,
             create=self._head if self.creating else None,
         )
+
+    def _doubt(self, unit: Unit) -> bool:
+        """A unit failed on what this process knows. Where others may have written, look again first."""
+        if self._context.exclusive or unit.doubted:
+            return False
+        unit.doubted = True
+        self.mailbox.queue.appendleft(unit)
+        self.exact = False
+        return True
+
+    def _graver(self, unit: Unit, error: Exception) -> Exception:
+        """That the session is gone or closed matters more than what else is wrong."""
+        if self.expired(unit.accepted_us):
+            return SessionNotFound(self.id)
+        return SessionClosed(self.id) if self.closed else error
 
     def _nothing_taken(self) -> None:
         self.scheduled = False

@@ -31,6 +31,8 @@ class ActorContext(Protocol):
     budget: Budget
     restart_policy: RestartPolicy
     new_ack: Callable[[], Ack]
+    exclusive: bool
+    """Nobody else writes to the store."""
 
     def schedule(self, actor: SessionActor, /) -> None:
         """Queue the actor with its writer lane for a turn."""

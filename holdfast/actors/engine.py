@@ -14,7 +14,7 @@ from holdfast.actors.actor import SessionActor
 from holdfast.actors.log import EventLog
 from holdfast.actors.registry import Registry
 from holdfast.actors.unit import Unit
-from holdfast.backends.base import Backend
+from holdfast.backends.base import Backend, Capabilities
 from holdfast.backends.breaker import Breaker
 from holdfast.backends.reader import Reader
 from holdfast.backends.writer import Writer
@@ -24,9 +24,25 @@ from holdfast.errors import ConfigError, DeadlineExceeded, SessionNotFound, Stor
 from holdfast.model import Durability
 from holdfast.waiting import ack_factory
 
-__all__ = ["Engine"]
+__all__ = ["Engine", "durability_in_force"]
 
 _T = TypeVar("_T")
+
+
+def durability_in_force(capabilities: Capabilities, wanted: Durability | None) -> Durability:
+    """``wanted``, or the default: the best there is, up to "disk".
+
+    Raises: `ConfigError` if the backend cannot promise it as it is set up now.
+    """
+    best = capabilities.durability
+    if wanted is None:
+        return best if Durability.DISK.covers(best) else Durability.DISK
+    if not isinstance(wanted, Durability):
+        levels = ", ".join(f"Durability.{level.name}" for level in Durability)
+        raise ConfigError("durability", f"must be one of {levels}, not {wanted!r}")
+    if not best.covers(wanted):
+        raise ConfigError("durability", f"{capabilities.name} can promise {best.value!r} at most, not {wanted.value!r}")
+    return wanted
 
 
 class Engine:
@@ -67,17 +83,8 @@ class Engine:
         self.closed = False
 
     def check_durability(self, wanted: Durability | None) -> Durability:
-        """``wanted``, or the default.
-
-        Raises: `ConfigError` if the backend cannot promise it as it is set up now.
-        """
-        best = self.backend.capabilities.durability
-        if wanted is None:
-            return best if Durability.DISK.covers(best) else Durability.DISK
-        if not best.covers(wanted):
-            name = self.backend.capabilities.name
-            raise ConfigError("durability", f"{name} can promise {best.value!r} at most, not {wanted.value!r}")
-        return wanted
+        """As `durability_in_force`."""
+        return durability_in_force(self.backend.capabilities, wanted)
 
     async def submit(self, session_id: str, incarnation: int, unit: Unit, deadline_s: float | None) -> None:
         """Put a unit in its session's mailbox, and wait for its acknowledgement.
@@ -194,6 +201,5 @@ class Engine:
         error = StoreClosed("the store was closed before this was stored")
         for lane in self.writer.lanes:
             lane.abandon(error)
-        for actor in self.registry.hot.values():
-            actor.fail_waiting(error)
-        self.reader.abandon(StoreClosed("the store was closed before this was read"))
+        self.reader.abandon(StoreClosed("the store is closed"))
+        self.registry.abandon(error)

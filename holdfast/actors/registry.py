@@ -343,6 +343,15 @@ class Registry:
         else:
             self.forget(session_id, incarnation)
 
+    def abandon(self, error: Exception) -> None:
+        """The engine has stopped: tell those who wait or listen."""
+        actors = list(self.hot.values())
+        self.hot.clear()
+        for actor in actors:
+            actor.fail_waiting(error)
+            actor.stop()
+            actor.wake_subscribers()
+
     def statistics(self) -> RegistryStatistics:
         return RegistryStatistics(
             hot_sessions=len(self.hot),

@@ -128,9 +128,9 @@ class Subscription:
                     raise SessionNotFound(self._session_id)
 
     async def _fetch(self, actor: SessionActor) -> None:
-        """Read on from the ring if it reaches back far enough, else from the store."""
+        """Read on from the ring if it holds what comes next, else from the store."""
         ring = actor.ring
-        if ring and ring[0].seq <= self._seq + 1:
+        if ring and ring[0].seq <= self._seq + 1 <= ring[-1].seq:
             skip = self._seq + 1 - ring[0].seq
             events = [ring[index] for index in range(skip, len(ring))]
             scanned_seq = ring[-1].seq

@@ -15,7 +15,7 @@ import msgspec
 from holdfast.backends.base import Backend, LoadRequest, Snapshot
 from holdfast.backends.breaker import Breaker
 from holdfast.config import Config
-from holdfast.errors import HoldfastError, Overloaded, Unavailable
+from holdfast.errors import HoldfastError, Overloaded, Unavailable, copy_for_caller
 from holdfast.waiting import Ack
 
 __all__ = ["Reader", "ReaderStatistics"]
@@ -55,6 +55,7 @@ class Reader:
         self._waiting: deque[_Load] = deque()
         self._room = anyio.Event()
         self._idle_ack: Ack | None = None
+        self._closed: HoldfastError | None = None
         self._batches = self._loads = self._largest = 0
 
     async def load(self, request: LoadRequest) -> Snapshot | None:
@@ -62,6 +63,8 @@ class Reader:
 
         Raises: `Unavailable`, `Overloaded`. A cancellation leaves nothing behind.
         """
+        if self._closed is not None:
+            raise copy_for_caller(self._closed)
         self._breaker.check()
         if len(self._waiting) >= self._max_waiting:
             await self._wait_for_room()
@@ -119,10 +122,11 @@ class Reader:
                 load.ack.set_result(None)
 
     def abandon(self, error: HoldfastError) -> None:
-        """After `run` has ended: tell everybody who still waits."""
+        """After `run` has ended: tell everybody who still waits, or comes later."""
+        self._closed = error
         for load in self._waiting:
             if not load.ack.done():
-                load.ack.set_exception(error)
+                load.ack.set_exception(copy_for_caller(error))
         self._waiting.clear()
 
     def _fail(self, batch: list[_Load], error: Exception) -> None:
@@ -130,7 +134,7 @@ class Reader:
         for load in batch:
             if not load.ack.done():
                 failure = error if isinstance(error, HoldfastError) else Unavailable(f"the read failed: {reason}")
-                load.ack.set_exception(failure)
+                load.ack.set_exception(copy_for_caller(failure))
 
     def statistics(self) -> ReaderStatistics:
         return ReaderStatistics(

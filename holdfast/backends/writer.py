@@ -79,6 +79,10 @@ class LaneStatistics(msgspec.Struct, frozen=True, kw_only=True):
     """Time spent in commits."""
 
 
+class _BackendCrashed(OutcomeUnknown):
+    """A bug in the backend, met on these very writes: if nothing was stored, they are treated as poison."""
+
+
 _Taken = tuple[WriteSource, SessionWrite, Durability]
 
 
@@ -205,6 +209,9 @@ class Lane:
                     outcomes = await self._resolve(marker, exc)
                     if outcomes is not None:
                         return outcomes
+                    if isinstance(exc, _BackendCrashed):
+                        raise Rejected(str(exc)) from exc
+                    await backoff.wait_or_raise(Unavailable(f"{exc}; it was not done"))
                 except Unavailable as exc:
                     await backoff.wait_or_raise(exc)
                 self._retries += 1
@@ -235,8 +242,7 @@ class Lane:
             raise
         except Exception as exc:
             _log.error("backend.commit_crashed", exc_info=exc)
-            writer.breaker.failure(exc)
-            raise OutcomeUnknown(f"the backend failed in a way it does not document: {exc!r}") from exc
+            raise _BackendCrashed(f"the backend failed in a way it does not document: {exc!r}") from exc
         writer.breaker.success()
         return outcomes
 

@@ -12,8 +12,8 @@ from holdfast.actors.engine import Engine
 from holdfast.actors.subscription import Subscription
 from holdfast.actors.unit import Compute, StateView, Unit
 from holdfast.backends.base import Head, expiry_us
-from holdfast.errors import Conflict, InvalidCursor, InvalidInput, SessionClosed, SessionNotFound
-from holdfast.model import Cursor, Durability, Event, Latest, SessionInfo
+from holdfast.errors import Conflict, InvalidInput, SessionClosed, SessionNotFound
+from holdfast.model import Durability, Event, Latest, SessionInfo
 from holdfast.supervisor.checks import Checks
 from holdfast.supervisor.unit_of_work import EVENT_OVERHEAD, EventData, UnitOfWork, numbered
 
@@ -342,10 +342,9 @@ class Session:
         self, event_id: str, *, durability: Durability | None = None, deadline_s: float | None = None
     ) -> int:
         """Drop all events older than this one, of every stream; how many that were."""
-        cursor = Cursor.parse(event_id)
-        if cursor.incarnation != self.incarnation:
-            raise InvalidCursor(event_id, "foreign")
-        unit = self._unit(durability, touch_only=True, floor_seq=cursor.seq)
+        actor = await self._readable(deadline_s, state=False)
+        seq = self._engine.log.position(actor, event_id)
+        unit = self._unit(durability, touch_only=True, floor_seq=seq)
         await self._submit(unit, deadline_s)
         return unit.dropped_events
 

@@ -14,7 +14,7 @@ import structlog
 from anyio.abc import TaskStatus
 
 from holdfast.actors.actor import SessionActor
-from holdfast.actors.engine import Engine
+from holdfast.actors.engine import Engine, durability_in_force
 from holdfast.actors.registry import RegistryStatistics
 from holdfast.actors.unit import Unit
 from holdfast.backends.base import Backend, Capabilities, Expired, Head, SessionFilter
@@ -135,6 +135,7 @@ class Supervisor:
         async with AsyncExitStack() as stack:
             await self._backend.open()
             stack.push_async_callback(self._backend.close)
+            durability_in_force(self._backend.capabilities, self.config.durability)
             host = await stack.enter_async_context(anyio.create_task_group())
             self._parts = await host.start(self._run)
             self._stack = stack.pop_all()
@@ -218,7 +219,10 @@ class Supervisor:
 
     @property
     def _engine(self) -> Engine:
-        return self._open_parts.engine
+        engine = self._open_parts.engine
+        if engine.closed:
+            raise StoreClosed("the store is closed")
+        return engine
 
     # Sessions
 
@@ -362,23 +366,25 @@ class Supervisor:
 
     async def expire(self) -> _ExpiredSessions:
         """One pass of the janitor now; exactly the sessions that it removed."""
+        _ = self._engine  # raises if it is closed
         return await self._open_parts.janitor.pass_over()
 
     async def trim(self) -> int:
         """One pass of the trimmer over all sessions now; how many event rows it deleted."""
+        _ = self._engine
         return await self._open_parts.trimmer.sweep()
 
     @property
     def capabilities(self) -> Capabilities:
         """What the backend can promise, as found out when it was opened."""
-        return self._engine.backend.capabilities
+        return self._open_parts.engine.backend.capabilities
 
     async def describe(self) -> dict[str, object]:
         """Facts about the store: versions, schema, durability in force. No credentials."""
         return await self._engine.backend.describe()
 
     def statistics(self) -> Statistics:
-        engine = self._engine
+        engine = self._open_parts.engine
         return Statistics(
             registry=engine.registry.statistics(),
             lanes=[lane.statistics() for lane in engine.writer.lanes],
