@@ -189,7 +189,8 @@ def demo(*, json: bool) -> NoReturn:
     try:
         from holdfast.demo import main as run_demo
     except ModuleNotFoundError as exc:
-        if exc.name is None or exc.name.startswith("holdfast"):
+        package = (exc.name or "").partition(".")[0]
+        if package in ("", "holdfast"):
             raise
-        raise ConfigError("demo", f"needs {exc.name}: pip install 'holdfast[mcp]'") from exc
+        raise ConfigError("demo", f"needs {package}: pip install 'holdfast[mcp]'") from exc
     sys.exit(run_demo(json=json))
