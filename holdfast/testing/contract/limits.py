@@ -235,6 +235,38 @@ class LimitContract(StoreBase):
         async with store:
             assert [event.data for event in await (await store.require("s")).events()] in (["stored"], [])
 
+    async def test_close_while_the_store_is_down(self, open_faulty: OpenFaulty, clock: ManualClock) -> None:
+        """C50: close reports instead of raising; callers that wait are told."""
+        store, backend = open_faulty(drain_timeout_s=0.1)
+        failed = list[str]()
+
+        async def append(session: Session) -> None:
+            try:
+                await session.append("x")
+            except StoreError as exc:
+                failed.append(type(exc).__name__)
+
+        with anyio.fail_after(PATIENCE_S):
+            async with anyio.create_task_group() as tasks:
+                async with store:
+                    session = await store.create("s", ttl_s=None)
+                    for operation in ("commit", "resolve", "load", "forget_markers"):
+                        backend.inject(FaultKind.UNAVAILABLE, operation, times=None)
+                    for _ in range(3):
+                        tasks.start_soon(append, session)
+                    await clock.settle()
+                    report = await store.close()
+        assert len(failed) == 3
+        assert report.units == 3
+
+    async def test_close_survives_a_failing_clean_up(self, open_faulty: OpenFaulty) -> None:
+        """C50: everything is stored; that the writer's markers stay behind is no error of the caller's."""
+        store, backend = open_faulty()
+        async with store:
+            await (await store.create("s")).append("x")
+            backend.inject(FaultKind.UNAVAILABLE, "forget_markers", times=None)
+            assert (await store.close()).units == 0
+
     async def test_closed_store_says_so(self, open_store: OpenStore) -> None:
         """C51: every call afterwards, and close again is harmless."""
         async with open_store() as store:
