@@ -43,6 +43,8 @@ class _Scale(NamedTuple):
 
 _SCALES: Final = {1: _Scale(2_000, 2_000), 100: _Scale(50_000, 5_000), 1_000: _Scale(100_000, 10_000)}
 _QUICK_EVENTS: Final = 20
+_MOST_EVENTS_EACH: Final = 10_000
+"""As many as Holdfast keeps of a session by default: past it, trimming would be measured too."""
 
 
 class Timing(msgspec.Struct, frozen=True, kw_only=True):
@@ -111,7 +113,7 @@ def _workload(name: str, sessions: int, events: int | None, *, quick: bool) -> W
     if events is None:
         scale = _SCALES.get(sessions, _SCALES[1_000])
         events = scale.batching if _competitor(name).batches else scale.single
-    return Workload(sessions, max(1, events // sessions))
+    return Workload(sessions, min(max(1, events // sessions), _MOST_EVENTS_EACH))
 
 
 def _sections(sessions: int, timings: dict[str, list[Timing]]) -> list[Section]:
