@@ -10,10 +10,10 @@ import anyio
 import pytest
 from mcp.server.mcpserver import Context, MCPServer
 from mcp_types import ElicitRequestedSchema
-from tests.integrations.harness import instances
 
 from holdfast.integrations.mcp import current_session
 from holdfast.testing import ManualClock
+from tests.integrations.harness import instances
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -13,7 +13,6 @@ from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
 from mcp.server.auth.provider import AccessToken
 from starlette.applications import Starlette
 from starlette.routing import Route
-from tests.integrations.asgi_client import in_process
 
 from holdfast import Config, Supervisor
 from holdfast.backends.memory import MemoryBackend, MemoryData
@@ -21,6 +20,7 @@ from holdfast.clock import Clock
 from holdfast.config import ActorConfig, WriterConfig
 from holdfast.integrations.mcp import HoldfastSessionManager
 from holdfast.testing import FaultKind, FaultyBackend
+from tests.integrations.asgi_client import in_process
 
 PATH = "/mcp"
 VERSION = "2025-11-25"
@@ -176,10 +176,11 @@ class SSE:
 
 
 class Events:
-    """The events of a response, one by one."""
+    """The events of a response, one by one; without priming events if the test does not ask for them."""
 
-    def __init__(self, response: httpx2.Response) -> None:
+    def __init__(self, response: httpx2.Response, *, primings: bool = True) -> None:
         self._lines = response.aiter_lines()
+        self._primings = primings
 
     def __aiter__(self) -> Events:
         return self
@@ -190,7 +191,7 @@ class Events:
             if line:
                 name, _, value = line.partition(":")
                 fields[name] = value.removeprefix(" ")
-            elif "data" in fields:
+            elif fields.get("data") or ("data" in fields and self._primings):
                 return SSE(fields)
             else:
                 fields = {}  # a comment: a keep-alive
@@ -211,11 +212,13 @@ async def call(http: httpx2.AsyncClient, session_id: str, body: Any, version: st
 
 
 @asynccontextmanager
-async def resumed(http: httpx2.AsyncClient, session_id: str, last_event_id: str | None) -> AsyncIterator[Events]:
+async def resumed(
+    http: httpx2.AsyncClient, session_id: str, last_event_id: str | None, *, primings: bool = False
+) -> AsyncIterator[Events]:
     """A GET, with or without a cursor."""
     async with http.stream("GET", PATH, headers=headers(session_id, last_event_id)) as response:
         assert response.status_code == 200, await response.aread()
-        yield Events(response)
+        yield Events(response, primings=primings)
 
 
 async def refused_get(http: httpx2.AsyncClient, session_id: str, last_event_id: str | None = None) -> httpx2.Response:

@@ -6,11 +6,11 @@ from typing import Any
 
 import anyio.lowlevel
 import pytest
-from tests.integrations.harness import PATH, Events, call, headers, initialize, message, resumed, tool_call
-from tests.integrations.test_streams import begin, progress
 
 from holdfast.integrations.mcp import REQUEST_LOST
 from holdfast.integrations.mcp.keys import REQUEST_KEY
+from tests.integrations.harness import PATH, Events, call, headers, initialize, message, resumed, tool_call
+from tests.integrations.test_streams import begin, progress
 
 pytestmark = pytest.mark.anyio
 

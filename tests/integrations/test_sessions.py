@@ -6,6 +6,8 @@ from typing import Any
 
 import anyio
 import pytest
+
+from holdfast.integrations.mcp.keys import HANDSHAKE_KEY
 from tests.integrations.harness import (
     INITIALIZE,
     PATH,
@@ -18,8 +20,6 @@ from tests.integrations.harness import (
     tool_call,
     user,
 )
-
-from holdfast.integrations.mcp.keys import HANDSHAKE_KEY
 
 pytestmark = pytest.mark.anyio
 
@@ -179,7 +179,7 @@ async def test_delete_works_where_the_session_is_not_live(start: Any) -> None:
 async def test_delete_ends_an_open_stream(start: Any) -> None:
     instance = await start()
     session_id = await initialize(instance.http)
-    async with resumed(instance.http, session_id, None) as events:
+    async with resumed(instance.http, session_id, None, primings=True) as events:
         assert (await instance.http.delete(PATH, headers=headers(session_id))).status_code == 200
         assert [event.data for event in await events.rest()] == [None]
 

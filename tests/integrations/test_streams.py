@@ -10,6 +10,10 @@ import pytest
 from mcp.client.session import ClientSession
 from mcp.client.streamable_http import streamable_http_client
 from mcp_types import JSONRPCResponse
+
+from holdfast.config import Limits
+from holdfast.integrations.mcp import SessionEventStore
+from holdfast.model import Cursor
 from tests.integrations.harness import (
     CONFIG,
     PATH,
@@ -22,10 +26,6 @@ from tests.integrations.harness import (
     resumed,
     tool_call,
 )
-
-from holdfast.config import Limits
-from holdfast.integrations.mcp import SessionEventStore
-from holdfast.model import Cursor
 
 pytestmark = pytest.mark.anyio
 
@@ -79,6 +79,17 @@ async def test_a_resumed_stream_follows_the_tool_live_then_ends(start: Any, gate
             assert progress([await anext(events)]) == [step]
         (response,) = await events.rest()
     assert response.data["result"]["isError"] is False
+
+
+async def test_a_resumed_stream_is_primed_where_it_turns_live(start: Any, gate: Any) -> None:
+    """A client that loses it again before anything came still knows where it stands."""
+    instance = await start(retry_interval=55)
+    session_id = await initialize(instance.http)
+    seen = await begin(instance.http, session_id, gate, 2, of=3)
+    async with resumed(instance.http, session_id, seen[1].id, primings=True) as events:
+        missed, priming = await events.take(2)
+    assert progress([missed]) == [2]
+    assert (priming.id, priming.data, priming.retry) == (seen[2].id, None, "55")
 
 
 async def test_a_tool_on_one_instance_is_followed_on_another(start: Any, gate: Any) -> None:
@@ -212,7 +223,7 @@ async def test_the_standalone_stream_is_primed_and_live_from_any_instance(start:
     a, b = await start(retry_interval=77), await start()
     session_id = await initialize(a.http)
     await call(b.http, session_id, message("ping", id=1))
-    async with resumed(a.http, session_id, None) as events:
+    async with resumed(a.http, session_id, None, primings=True) as events:
         priming = await anext(events)
         assert (priming.data, priming.retry) == (None, "77")
         await call(b.http, session_id, tool_call("touch_elsewhere", 2))
@@ -225,7 +236,7 @@ async def test_the_standalone_stream_is_primed_and_live_from_any_instance(start:
 async def test_the_standalone_stream_is_resumed_after_a_restart(start: Any) -> None:
     first = await start()
     session_id = await initialize(first.http)
-    async with resumed(first.http, session_id, None) as events:
+    async with resumed(first.http, session_id, None, primings=True) as events:
         priming = await anext(events)
     await call(first.http, session_id, tool_call("touch_elsewhere", 2))
     await first.kill()
@@ -241,7 +252,7 @@ async def test_the_standalone_stream_is_resumed_after_a_restart(start: Any) -> N
 async def test_only_one_standalone_stream_unless_it_is_resumed(start: Any) -> None:
     instance = await start()
     session_id = await initialize(instance.http)
-    async with resumed(instance.http, session_id, None) as events:
+    async with resumed(instance.http, session_id, None, primings=True) as events:
         priming = await anext(events)
         assert (await refused_get(instance.http, session_id)).status_code == 409
         async with resumed(instance.http, session_id, priming.id) as newer:

@@ -5,8 +5,10 @@ What it relies on, in mcp 2.3 (``tests/integrations/test_sdk_seam.py`` fails whe
 - `StreamableHTTPSessionManager._handle_stateful_request(scope, receive, send)` serves every request
   of an initialize-era client; its own version opens a session for one without a session id and
   discards it again unless it is an ``initialize``.
-- The manager keeps its transports in ``_server_instances`` and their owners in ``_session_owners``,
-  runs servers in ``_task_group`` with ``_lifespan_state``, and forgets them by ``_discard_session``.
+- The manager keeps its transports in ``_server_instances``, and runs servers in ``_task_group`` with
+  ``_lifespan_state``.
+- A transport turns an `EventMessage` into an SSE event by ``_create_event_data``, and has its options
+  in ``_retry_interval`` and ``_idle_timeout``, its state in ``_terminated`` and ``_requests_in_flight``.
 - A transport stores a priming event before it dispatches a request, stores every outgoing message
   before it sends it, and answers a GET with ``Last-Event-ID`` by nothing but
   `EventStore.replay_events_after` when that returns None.
@@ -31,7 +33,7 @@ from mcp.server.auth.middleware.bearer_auth import RequireAuthMiddleware
 from mcp.server.connection import Connection
 from mcp.server.mcpserver import MCPServer
 from mcp.server.runner import serve_connection
-from mcp.server.streamable_http import StreamableHTTPServerTransport
+from mcp.server.streamable_http import EventMessage, StreamableHTTPServerTransport
 from mcp.server.streamable_http_manager import StreamableHTTPASGIApp, StreamableHTTPSessionManager
 from mcp.shared.dispatcher import DispatchContext, OnNotify, OnNotifyIntercept, OnRequest
 from mcp.shared.jsonrpc_dispatcher import JSONRPCDispatcher
@@ -40,7 +42,7 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from holdfast.integrations.mcp.events import SessionEventStore
+from holdfast.integrations.mcp.events import PRIMING_MESSAGE, SessionEventStore
 
 __all__ = ["DurableTransport", "ManagerSeam", "ServerHooks", "lowlevel", "put_manager"]
 
@@ -55,6 +57,14 @@ class DurableTransport(StreamableHTTPServerTransport):
     def __init__(self, session_id: str, events: SessionEventStore, **options: Any) -> None:
         super().__init__(mcp_session_id=session_id, event_store=events, **options)
         self._tails = events
+
+    def _create_event_data(self, event_message: EventMessage) -> dict[str, Any]:
+        if event_message.message is not PRIMING_MESSAGE:
+            return super()._create_event_data(event_message)
+        data: dict[str, Any] = {"id": event_message.event_id, "data": ""}
+        if self._retry_interval is not None:
+            data["retry"] = self._retry_interval
+        return data
 
     def close_sse_stream(self, request_id: int | str) -> None:
         super().close_sse_stream(request_id)

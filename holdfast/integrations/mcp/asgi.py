@@ -43,37 +43,27 @@ def with_header(scope: Scope, name: str, value: str) -> Scope:
 
 
 class SendWatch:
-    """A ``send`` that remembers the status, and can act when a successful response starts.
+    """A ``send`` that remembers the status.
 
-    ``before`` runs before the response's start is passed on: what must be done by the time that
-    the client sees it. ``first`` is put in front of the body.
+    ``before`` runs before the start of a successful response is passed on: it is what must be done
+    by the time that the client sees it.
     """
 
-    def __init__(
-        self, send: Send, *, before: Callable[[], Awaitable[object]] | None = None, first: bytes = b""
-    ) -> None:
+    def __init__(self, send: Send, *, before: Callable[[], Awaitable[object]] | None = None) -> None:
         self.status: int | None = None
         self._send = send
         self._before = before
-        self._first = first
 
     @property
     def succeeded(self) -> bool:
         return self.status is not None and self.status < 400
 
     async def __call__(self, message: Message) -> None:
-        if message["type"] != "http.response.start":
-            await self._send(message)
-            return
-        self.status = message["status"]
-        if not self.succeeded:
-            await self._send(message)
-            return
-        if self._before is not None:
-            await self._before()
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            if self._before is not None and self.succeeded:
+                await self._before()
         await self._send(message)
-        if self._first:
-            await self._send({"type": "http.response.body", "body": self._first, "more_body": True})
 
 
 def error_response(status: int, code: int, message: str, data: object = None) -> Response:

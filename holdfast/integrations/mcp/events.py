@@ -6,7 +6,7 @@ session's events can be replayed to another. Here every transport has a store of
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, cast
 
 import anyio
 import structlog
@@ -25,14 +25,20 @@ from mcp_types import (
 from holdfast.errors import EventGap, HoldfastError, InvalidInput
 from holdfast.integrations.mcp.keys import MESSAGE, PRIMING, RESPONSE, STANDALONE
 from holdfast.integrations.mcp.requests import Leases, RequestLog
-from holdfast.model import Cursor
+from holdfast.model import Cursor, Event
 
 if TYPE_CHECKING:
     from holdfast.supervisor.session import Session
 
-__all__ = ["SessionEventStore"]
+__all__ = ["PRIMING_MESSAGE", "SessionEventStore"]
 
 _log = structlog.stdlib.get_logger("holdfast.integrations.mcp")
+
+
+_PAGE_EVENTS: Final = 100
+
+PRIMING_MESSAGE: Final = cast("JSONRPCMessage", None)
+"""Stands in an `EventMessage` for no message: an event with an id and without data."""
 
 
 class SessionEventStore(EventStore):
@@ -44,6 +50,9 @@ class SessionEventStore(EventStore):
 
     def __init__(self, session: Session, leases: Leases | None = None) -> None:
         self.requests = RequestLog(session, leases)
+        self.primes = False
+        """Whether replays send a priming event (`PRIMING_MESSAGE`) where they turn live: the transport and
+        the client must both know it."""
         self._session = session
         self._tails: dict[str, anyio.CancelScope] = {}
         self._asked: set[str] = set()
@@ -113,19 +122,30 @@ class SessionEventStore(EventStore):
 
     async def _forward(self, cursor: Cursor, send: EventCallback) -> None:
         try:
-            async with self._session.subscribe(after=str(cursor), stream=cursor.stream) as events:
+            position = await self._send_missed(cursor, send)
+            if position is None:
+                return
+            if self.primes:
+                await send(EventMessage(PRIMING_MESSAGE, position))
+            async with self._session.subscribe(after=position, stream=cursor.stream) as events:
                 async for event in events:
-                    if event.type == PRIMING:
-                        continue
-                    message = jsonrpc_message_adapter.validate_json(event.raw, by_name=False)
-                    await send(EventMessage(message, event.id))
-                    if event.type == RESPONSE:
+                    if await _send(event, send):
                         return
         except HoldfastError as exc:
             # The client comes back with its last id, and the manager tells it what is wrong.
             _log.info("mcp.replay_ended", session=self._session.id, stream=cursor.stream, error=repr(exc))
         except (anyio.BrokenResourceError, anyio.ClosedResourceError):
             _log.debug("mcp.replay_connection_closed", session=self._session.id, stream=cursor.stream)
+
+    async def _send_missed(self, cursor: Cursor, send: EventCallback) -> str | None:
+        """Send what is stored by now; the id to go on from, None if that was the stream's end."""
+        position = str(cursor)
+        while page := await self._session.events(after=position, stream=cursor.stream, limit=_PAGE_EVENTS):
+            for event in page:
+                if await _send(event, send):
+                    return None
+            position = page[-1].id
+        return position
 
     async def _is_response(self, cursor: Cursor) -> bool:
         """Whether the cursor is at its stream's end. Request ids may be used again: the stream may go on."""
@@ -168,6 +188,13 @@ class SessionEventStore(EventStore):
         except KeyError:
             return False
         return True
+
+
+async def _send(event: Event, send: EventCallback) -> bool:
+    """Send an event that carries a message. True: it is the last of its stream."""
+    if event.type != PRIMING:
+        await send(EventMessage(jsonrpc_message_adapter.validate_json(event.raw, by_name=False), event.id))
+    return event.type == RESPONSE
 
 
 def _dump(message: JSONRPCMessage) -> object:

@@ -203,21 +203,17 @@ class HoldfastSessionManager(ManagerSeam):
     async def _get(self, live: LiveSession, info: SessionInfo, scope: Scope, receive: Receive, send: Send) -> None:
         """Resume a stream, or open the standalone one: which is to resume it from now."""
         headers = Headers(scope=scope)
+        live.events.primes = is_version_at_least(headers.get(MCP_PROTOCOL_VERSION_HEADER, ""), _PRIMED_SINCE)
         last_event_id = headers.get(LAST_EVENT_ID_HEADER)
         if last_event_id:
             cursor = await self._check_cursor(live, last_event_id)
             live.transport.close_sse_stream(cursor.stream)  # this connection takes over
-            await live.transport.handle_request(scope, receive, send)
-            return
-        if live.events.tails(STANDALONE):
+        elif live.events.tails(STANDALONE):
             raise _Refusal(error_response(409, INVALID_REQUEST, "Conflict: Only one SSE stream is allowed per session"))
-        now = str(Cursor(live.session.incarnation, info.last_seq, STANDALONE))
-        first = b""
-        if is_version_at_least(headers.get(MCP_PROTOCOL_VERSION_HEADER, ""), _PRIMED_SINCE):
-            retry = "" if self.retry_interval is None else f"retry: {self.retry_interval}\r\n"
-            first = f"id: {now}\r\n{retry}data: \r\n\r\n".encode()
-        resumed = with_header(scope, LAST_EVENT_ID_HEADER, now)
-        await live.transport.handle_request(resumed, receive, SendWatch(send, first=first))
+        else:
+            now = Cursor(live.session.incarnation, info.last_seq, STANDALONE)
+            scope = with_header(scope, LAST_EVENT_ID_HEADER, str(now))
+        await live.transport.handle_request(scope, receive, send)
 
     async def _check_cursor(self, live: LiveSession, last_event_id: str) -> Cursor:
         try:
