@@ -3,7 +3,8 @@
     python tests/integrations/sdk_suite.py [pytest arguments]
 
 Fetches the source distribution of the installed ``mcp`` and what its tests need with pip, into
-``build/sdk-suite``, once. Exits with 1 if a test fails that does not fail with the SDK's own store.
+``build/sdk-suite``, once. Exits with 1 if a test fails that does not fail with the SDK's own store, with
+77 if pip cannot fetch them.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ TESTS = [
     "tests/interaction/transports/test_client_transport_http.py",
     "tests/shared/test_streamable_http.py",
 ]
+CANNOT_FETCH = 77
 NEEDED = ["blockbuster", "dirty-equals", "inline-snapshot", "logfire", "opentelemetry-sdk"]
 
 
@@ -80,7 +82,11 @@ def main(arguments: list[str]) -> int:
     if find_spec("pytest_asyncio") is not None:
         sys.exit("the SDK's tests must not run with pytest-asyncio installed")
     version = metadata.version("mcp")
-    source, needed = fetch(version)
+    try:
+        source, needed = fetch(version)
+    except subprocess.CalledProcessError:
+        print("pip cannot fetch the SDK's tests, or what they need")
+        return CANNOT_FETCH
     ours = run(source, needed, arguments, ours=True)
     failed = sorted(name for name, outcome in ours.items() if outcome == "failed")
     if failed:
