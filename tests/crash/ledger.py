@@ -1,0 +1,118 @@
+"""The ledger of acknowledged writes, kept outside the process that is killed, and the checks against it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from holdfast.backends.sqlite import SQLiteBackend, SQLiteConfig
+from holdfast.config import Config, RetentionConfig
+from holdfast.model import Event
+from holdfast.supervisor.session import Session
+from holdfast.supervisor.supervisor import Supervisor
+
+SESSIONS = [f"s{number:02}" for number in range(12)]
+
+Write = list[Any]
+"""``[writer, number]``: unique, and the numbers of a writer grow."""
+
+
+def open_store(path: str, **settings: Any) -> Supervisor:
+    config = Config(ttl_s=None, retention=RetentionConfig(max_events=None), **settings)
+    return Supervisor(SQLiteBackend(SQLiteConfig(path=path)), config)
+
+
+async def create_sessions(path: str) -> None:
+    async with open_store(path) as store:
+        for name in SESSIONS:
+            await store.create(name)
+
+
+@dataclasses.dataclass
+class Ledger:
+    """What the worker was told (``acked``), and what its subscribers were shown (``seen``).
+
+    A line is ``["acked" or "seen", session, event id, write]``, or ``["set", session, "", write]``.
+    """
+
+    acked: dict[str, dict[str, Write]] = dataclasses.field(default_factory=dict[str, dict[str, Write]])
+    seen: dict[str, dict[str, Write]] = dataclasses.field(default_factory=dict[str, dict[str, Write]])
+    sets: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict[str, dict[str, int]])
+    found: dict[str, Write] = dataclasses.field(default_factory=dict[str, Write])
+    """Ids that an earlier check found in the store: they must stay what they are."""
+    faults: list[str] = dataclasses.field(default_factory=list[str])
+
+    def record(self, line: list[Any]) -> None:
+        kind, session, event_id, write = line
+        if kind == "set":
+            writer, number = write
+            self.sets.setdefault(session, {})[writer] = number
+            return
+        entries = (self.acked if kind == "acked" else self.seen).setdefault(session, {})
+        known = entries.setdefault(event_id, write)
+        if known != write:
+            self.faults.append(f"{session}: id {event_id} was given to {known} and to {write}")
+
+    @property
+    def acknowledged(self) -> int:
+        return sum(map(len, self.acked.values()))
+
+    async def check(self, path: str) -> list[str]:
+        """Compare with the store, opened anew. What is wrong, in words; nothing if all is well."""
+        faults = list(self.faults)
+        async with open_store(path) as store:
+            for name in SESSIONS:
+                session = await store.require(name)
+                events = [event async for event in session.replay()]
+                faults += self._check_log(name, events)
+                faults += await _check_state(session, events, self.sets.get(name, {}))
+                faults += await _check_resume(session, events, self.acked.get(name, {}))
+        return faults
+
+    def _check_log(self, name: str, events: list[Event]) -> list[str]:
+        stored = {event.id: event.data for event in events}
+        faults = [
+            f"{name}: {kind} {event_id} {write} is stored as {stored.get(event_id, 'nothing')}"
+            for kind, entries in (("acknowledged", self.acked), ("shown", self.seen))
+            for event_id, write in entries.get(name, {}).items()
+            if stored.get(event_id) != write
+        ]
+        if [event.seq for event in events] != list(range(1, len(events) + 1)):
+            faults.append(f"{name}: the log has gaps")
+        last: dict[str, int] = {}
+        for event in events:
+            writer, number = event.data
+            if number <= last.get(writer, -1):
+                faults.append(f"{name}: {event.data} comes after {last[writer]}: doubled or out of order")
+            last[writer] = number
+            if self.found.setdefault(event.id, event.data) != event.data:
+                faults.append(f"{name}: id {event.id} was {self.found[event.id]}, is {event.data}")
+        faults += [
+            f"{name}: {event_id} was there, and is gone"
+            for event_id in self.found
+            if event_id.startswith(events[0].id.split(".")[0] + ".") and event_id not in stored
+        ] if events else []  # fmt: skip
+        return faults
+
+
+async def _check_state(session: Session, events: list[Event], acked: dict[str, int]) -> list[str]:
+    """Every event came in one unit with the key "last"; plain sets count upwards for each writer."""
+    state = await session.state()
+    last = events[-1].data if events else None
+    faults = list[str]()
+    if state.get("last") != last:
+        faults.append(f"{session.id}: the last event is {last}, the state of its unit {state.get('last')}")
+    for writer, number in acked.items():
+        stored = state.get(f"set by {writer}", -1)
+        if stored < number:
+            faults.append(f"{session.id}: {writer} set {number}, stored is {stored}")
+    return faults
+
+
+async def _check_resume(session: Session, events: list[Event], acked: dict[str, Write]) -> list[str]:
+    """A client that had got so far resumes exactly there."""
+    for event_id in list(acked)[:: max(1, len(acked) // 3)]:
+        seq = int(event_id.split(".")[1])
+        if await session.events(after=event_id) != events[seq:]:
+            return [f"{session.id}: replay after {event_id} is not the rest of the log"]
+    return []

@@ -1,0 +1,86 @@
+"""The process that is killed: it writes to all sessions as fast as it can, and tells what was acknowledged.
+
+Each line on standard output is an entry of the ledger, written in one system call when the write is
+acknowledged: what the parent has read, the store must have.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+from typing import Any
+
+import anyio
+import structlog
+from tests.crash.ledger import SESSIONS
+from tests.crash.variants import VARIANTS, PublishesEarly
+
+from holdfast.backends.sqlite import SQLiteBackend, SQLiteConfig
+from holdfast.config import Config, RetentionConfig
+from holdfast.errors import StoreError
+from holdfast.model import LATEST, Durability
+from holdfast.supervisor.session import Session
+from holdfast.supervisor.supervisor import Supervisor
+
+
+def tell(*entry: Any) -> None:
+    os.write(1, json.dumps(entry).encode() + b"\n")
+
+
+async def write(session: Session, writer: str) -> None:
+    """Units of state and event, and plain sets, for ever. After an error: the next number."""
+    number = 0
+    while True:
+        number += 1
+        with contextlib.suppress(StoreError):
+            async with session.unit() as unit:
+                unit.set("last", [writer, number])
+                unit.append([writer, number])
+            tell("acked", session.id, unit.events[0].id, [writer, number])
+            if number % 5 == 0:
+                await session.set(f"set by {writer}", number)
+                tell("set", session.id, "", [writer, number])
+
+
+async def follow(session: Session) -> None:
+    async for event in session.subscribe(after=LATEST):
+        tell("seen", session.id, event.id, event.data)
+
+
+async def work(options: argparse.Namespace) -> None:
+    backend = VARIANTS[options.variant](SQLiteBackend(SQLiteConfig(path=options.path)))
+    config = Config(
+        durability=Durability(options.durability), ttl_s=None, retention=RetentionConfig(max_events=None)
+    )
+    async with Supervisor(backend, config) as store:
+        if isinstance(backend, PublishesEarly):
+            backend.store = store
+        sessions = [await store.require(name) for name in SESSIONS]
+        async with anyio.create_task_group() as tasks:
+            for number, session in enumerate(sessions):
+                if number % 3 == 0:
+                    tasks.start_soon(follow, session)
+                tasks.start_soon(write, session, options.writer)
+            if options.seconds:
+                await anyio.sleep(options.seconds)
+                tasks.cancel_scope.cancel()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("path")
+    parser.add_argument("--writer", required=True)
+    parser.add_argument("--durability", default="process")
+    parser.add_argument("--variant", default="sound")
+    parser.add_argument("--loop", default="asyncio")
+    parser.add_argument("--seconds", type=float, default=0, help="end by itself after so long")
+    options = parser.parse_args()
+    structlog.configure(logger_factory=structlog.WriteLoggerFactory(file=open(os.devnull, "w")))
+    backend, backend_options = ("trio", {}) if options.loop == "trio" else ("asyncio", {"use_uvloop": options.loop == "uvloop"})
+    anyio.run(work, options, backend=backend, backend_options=backend_options)
+
+
+if __name__ == "__main__":
+    main()
