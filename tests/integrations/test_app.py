@@ -23,7 +23,8 @@ import holdfast
 from holdfast.errors import InvalidInput, StoreClosed
 from holdfast.integrations.mcp import current_session, streamable_http_app
 from tests.integrations.asgi_client import in_process
-from tests.integrations.harness import INITIALIZE, PATH, call, headers, initialize, message, tool_call
+from tests.integrations.harness import INITIALIZE, PATH, call, headers, initialize, message, resumed, tool_call
+from tests.integrations.test_streams import begin, progress
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "mcp_server.py"
 
@@ -70,6 +71,22 @@ async def test_a_store_that_is_open_already_stays_open(server: MCPServer[Any]) -
         async with serving(streamable_http_app(server, store)) as http:
             session_id = await initialize(http)
         assert await store.get(session_id) is not None
+
+
+async def test_two_servers_on_one_sqlite_file(server: MCPServer[Any], gate: Any, tmp_path: Path) -> None:
+    """A tool runs on one; its client, come back to the other, follows it live."""
+    url = f"sqlite:///{tmp_path / 'sessions.db'}"
+    a, b = (streamable_http_app(server, holdfast.open(url)) for _ in range(2))
+    async with serving(a) as to_a, serving(b) as to_b:
+        session_id = await initialize(to_a)
+        seen = await begin(to_a, session_id, gate, 1, of=3)
+        async with resumed(to_b, session_id, seen[-1].id) as events:
+            gate.let(1)
+            assert progress([await anext(events)]) == [2]
+            gate.let(1)
+            rest = await events.rest()
+    assert progress(rest) == [3]
+    assert rest[-1].data["result"]["structuredContent"] == {"result": "finished"}
 
 
 async def test_the_sdks_options_are_passed_on(server: MCPServer[Any]) -> None:

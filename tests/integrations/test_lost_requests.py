@@ -203,8 +203,11 @@ async def test_an_answer_reaches_the_instance_that_asked(start: Any) -> None:
         events = Events(response)
         _, question = await events.take(2)
         answer = message(None, id=question.data["id"], result={"action": "accept", "content": {"name": "Ada"}})
-        answered = await instance.http.post(PATH, json=answer, headers=headers(session_id))
-        assert answered.status_code == 202
+        malformed = headers(session_id) | {"accept": "text/plain"}
+        assert (await instance.http.post(PATH, json=answer, headers=malformed)).status_code == 406
+        for status in (202, 400):  # it is awaited once
+            answered = await instance.http.post(PATH, json=answer, headers=headers(session_id))
+            assert answered.status_code == status
         (final,) = await events.rest()
     assert "Ada" in final.data["result"]["structuredContent"]["result"]
 

@@ -8,6 +8,7 @@ import anyio
 import pytest
 
 from holdfast.integrations.mcp.keys import HANDSHAKE_KEY
+from holdfast.testing import FaultKind
 from tests.integrations.harness import (
     INITIALIZE,
     PATH,
@@ -194,6 +195,29 @@ async def test_an_expired_session_is_not_found(start: Any, clock: Any) -> None:
     await clock.advance(61)
     response = await instance.http.post(PATH, json=message("ping", id=3), headers=headers(session_id))
     assert response.status_code == 404
+
+
+async def test_a_session_that_a_tool_closed_takes_no_more_requests(start: Any) -> None:
+    instance = await start()
+    session_id = await initialize(instance.http)
+    seen = await call(instance.http, session_id, tool_call("put", key="a", value=1))
+    await (await instance.store.require(session_id)).close()
+    response = await instance.http.post(PATH, json=message("ping", id=2), headers=headers(session_id))
+    assert response.status_code == 404
+    async with resumed(instance.http, session_id, seen[0].id) as events:
+        assert [event.id for event in await events.rest()] == [seen[1].id]
+
+
+async def test_a_delete_that_cannot_be_stored_says_so_and_can_be_repeated(start: Any, clock: Any) -> None:
+    instance = await start()
+    session_id = await initialize(instance.http)
+    fault = instance.backend.inject(FaultKind.UNAVAILABLE, "commit", times=None)
+    async with clock.flowing():
+        assert (await instance.http.delete(PATH, headers=headers(session_id))).status_code == 503
+        fault.release()
+        await clock.advance(5)
+        assert (await instance.http.delete(PATH, headers=headers(session_id))).status_code == 200
+    assert await instance.store.get(session_id) is None
 
 
 async def test_a_running_request_keeps_its_session_alive(start: Any, clock: Any, gate: Any) -> None:

@@ -38,8 +38,10 @@ def replay_body(body: bytes, receive: Receive) -> Receive:
 
 
 def with_header(scope: Scope, name: str, value: str) -> Scope:
-    """A copy of the scope that has one header more."""
-    return {**scope, "headers": [*scope["headers"], (name.encode("ascii"), value.encode("ascii"))]}
+    """A copy of the scope whose header ``name`` (lower case) is ``value``."""
+    key = name.encode("ascii")
+    others = [header for header in scope["headers"] if header[0].lower() != key]
+    return {**scope, "headers": [*others, (key, value.encode("ascii"))]}
 
 
 class SendWatch:

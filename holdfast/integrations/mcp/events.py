@@ -181,13 +181,12 @@ class SessionEventStore(EventStore):
         for stream in list(self._tails):
             self.close_tail(stream)
 
-    def take_answer(self, request_id: RequestId | None) -> bool:
+    def awaits_answer(self, request_id: RequestId | None) -> bool:
         """Whether this process asked the client under this id and was not answered yet."""
-        try:
-            self._asked.remove(str(request_id))
-        except KeyError:
-            return False
-        return True
+        return str(request_id) in self._asked
+
+    def answered(self, request_id: RequestId | None) -> None:
+        self._asked.discard(str(request_id))
 
 
 async def _send(event: Event, send: EventCallback) -> bool:

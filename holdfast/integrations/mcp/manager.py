@@ -115,17 +115,27 @@ class HoldfastSessionManager(ManagerSeam):
         return SessionEventStore(session, self.lease)
 
     async def _keep_alive(self) -> None:
-        """Prolong the lease, and keep sessions whose requests still run."""
+        """Prolong the lease, and keep the sessions whose requests still run."""
         while True:
             await self.lease.pause()
-            try:
-                await self.lease.prolong()
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._prolong)
                 for live in list(self._live.values()):
                     if live.events.requests.running:
-                        live.transport.hold()
-                        await live.session.touch()
-            except HoldfastError as exc:
-                _log.warning("mcp.keep_alive_failed", error=repr(exc))
+                        tasks.start_soon(self._keep, live)
+
+    async def _prolong(self) -> None:
+        try:
+            await self.lease.prolong()
+        except HoldfastError as exc:
+            _log.warning("mcp.lease_not_prolonged", error=repr(exc))
+
+    async def _keep(self, live: LiveSession) -> None:
+        live.transport.hold()
+        try:
+            await live.session.touch()
+        except HoldfastError as exc:
+            _log.warning("mcp.session_not_kept", session=live.session.id, error=repr(exc))
 
     # One request
 
@@ -153,6 +163,8 @@ class HoldfastSessionManager(ManagerSeam):
             return
         scope = with_session(scope, live.session)
         if method == "POST":
+            if info.status == "closed":  # by a tool: its streams can still be read, but it takes no more requests
+                raise _Refusal(_not_found())
             await self._post(live, envelope, scope, receive, send)
         elif method == "GET":
             await self._get(live, info, scope, receive, send)
@@ -192,9 +204,12 @@ class HoldfastSessionManager(ManagerSeam):
         if envelope is None or envelope.kind == "other":
             await live.transport.handle_request(scope, receive, send)
         elif envelope.kind == "answer":
-            if not live.events.take_answer(envelope.id):
+            if not live.events.awaits_answer(envelope.id):
                 raise _Refusal(_unexpected_answer(envelope.id))
-            await live.transport.handle_request(scope, receive, send)
+            watch = SendWatch(send)
+            await live.transport.handle_request(scope, receive, watch)
+            if watch.succeeded:
+                live.events.answered(envelope.id)
         else:
             request_id = _check_request_id(envelope)
             with live.events.requests.admit(request_id):
@@ -229,9 +244,16 @@ class HoldfastSessionManager(ManagerSeam):
 
     async def _delete(self, live: LiveSession, scope: Scope, receive: Receive, send: Send) -> None:
         """The session is gone from the store before the client reads that it is."""
-        await live.transport.handle_request(scope, receive, SendWatch(send, before=live.session.delete))
-        if live.transport.is_terminated:
-            await self.discard(live.session.id, live.transport)
+
+        async def purge() -> None:
+            with _store_errors():
+                await live.session.delete()
+
+        try:
+            await live.transport.handle_request(scope, receive, SendWatch(send, before=purge))
+        finally:
+            if live.transport.is_terminated:
+                await self.discard(live.session.id, live.transport)
 
     # Sessions
 
