@@ -7,6 +7,7 @@ from typing import Any
 
 from holdfast.backends.sqlite import SQLiteBackend, SQLiteConfig
 from holdfast.config import Config, RetentionConfig
+from holdfast.errors import HoldfastError
 from holdfast.model import Event
 from holdfast.supervisor.session import Session
 from holdfast.supervisor.supervisor import Supervisor
@@ -40,6 +41,7 @@ class Ledger:
     sets: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict[str, dict[str, int]])
     found: dict[str, Write] = dataclasses.field(default_factory=dict[str, Write])
     """Ids that an earlier check found in the store: they must stay what they are."""
+    sessions_of: dict[str, str] = dataclasses.field(default_factory=dict[str, str])
     faults: list[str] = dataclasses.field(default_factory=list[str])
 
     def record(self, line: list[Any]) -> None:
@@ -85,13 +87,13 @@ class Ledger:
             if number <= last.get(writer, -1):
                 faults.append(f"{name}: {event.data} comes after {last[writer]}: doubled or out of order")
             last[writer] = number
+            self.sessions_of[event.id] = name
             if self.found.setdefault(event.id, event.data) != event.data:
                 faults.append(f"{name}: id {event.id} was {self.found[event.id]}, is {event.data}")
+        gone = self.found.keys() - stored.keys()
         faults += [
-            f"{name}: {event_id} was there, and is gone"
-            for event_id in self.found
-            if event_id.startswith(events[0].id.split(".")[0] + ".") and event_id not in stored
-        ] if events else []  # fmt: skip
+            f"{name}: {event_id} was there, and is gone" for event_id in gone if self.sessions_of[event_id] == name
+        ]
         return faults
 
 
@@ -113,6 +115,10 @@ async def _check_resume(session: Session, events: list[Event], acked: dict[str, 
     """A client that had got so far resumes exactly there."""
     for event_id in list(acked)[:: max(1, len(acked) // 3)]:
         seq = int(event_id.split(".")[1])
-        if await session.events(after=event_id) != events[seq:]:
+        try:
+            rest = await session.events(after=event_id)
+        except HoldfastError as exc:
+            return [f"{session.id}: nobody can resume: {exc}"]
+        if rest != events[seq:]:
             return [f"{session.id}: replay after {event_id} is not the rest of the log"]
     return []

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import anyio
 import pytest
+
 from tests.crash.harness import kill_cycle
 from tests.crash.ledger import Ledger, create_sessions
 
@@ -38,9 +39,7 @@ def _one_file(path: Path, rng: random.Random, cycles: int) -> int:
     ledger = Ledger()
     anyio.run(create_sessions, str(path))
     for cycle in range(cycles):
-        kill_cycle(
-            ledger, path, rng, f"w{cycle}", durability=rng.choice(["process", "disk"]), processes=PROCESSES
-        )
+        kill_cycle(ledger, path, rng, f"w{cycle}", durability=rng.choice(["process", "disk"]), processes=PROCESSES)
         if cycle % CYCLES_PER_CHECK == CYCLES_PER_CHECK - 1 or cycle == cycles - 1:
             faults = anyio.run(ledger.check, str(path))
             assert faults == [], f"HOLDFAST_SEED={SEED}: {faults[:5]}"

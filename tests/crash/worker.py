@@ -14,8 +14,6 @@ from typing import Any
 
 import anyio
 import structlog
-from tests.crash.ledger import SESSIONS
-from tests.crash.variants import VARIANTS, PublishesEarly
 
 from holdfast.backends.sqlite import SQLiteBackend, SQLiteConfig
 from holdfast.config import Config, RetentionConfig
@@ -23,6 +21,8 @@ from holdfast.errors import StoreError
 from holdfast.model import LATEST, Durability
 from holdfast.supervisor.session import Session
 from holdfast.supervisor.supervisor import Supervisor
+from tests.crash.ledger import SESSIONS
+from tests.crash.variants import VARIANTS, PublishesEarly
 
 
 def tell(*entry: Any) -> None:
@@ -51,9 +51,7 @@ async def follow(session: Session) -> None:
 
 async def work(options: argparse.Namespace) -> None:
     backend = VARIANTS[options.variant](SQLiteBackend(SQLiteConfig(path=options.path)))
-    config = Config(
-        durability=Durability(options.durability), ttl_s=None, retention=RetentionConfig(max_events=None)
-    )
+    config = Config(durability=Durability(options.durability), ttl_s=None, retention=RetentionConfig(max_events=None))
     async with Supervisor(backend, config) as store:
         if isinstance(backend, PublishesEarly):
             backend.store = store
@@ -77,8 +75,10 @@ def main() -> None:
     parser.add_argument("--loop", default="asyncio")
     parser.add_argument("--seconds", type=float, default=0, help="end by itself after so long")
     options = parser.parse_args()
-    structlog.configure(logger_factory=structlog.WriteLoggerFactory(file=open(os.devnull, "w")))
-    backend, backend_options = ("trio", {}) if options.loop == "trio" else ("asyncio", {"use_uvloop": options.loop == "uvloop"})
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
+    backend, backend_options = (
+        ("trio", {}) if options.loop == "trio" else ("asyncio", {"use_uvloop": options.loop == "uvloop"})
+    )
     anyio.run(work, options, backend=backend, backend_options=backend_options)
 
 

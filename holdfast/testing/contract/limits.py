@@ -247,17 +247,16 @@ class LimitContract(StoreBase):
                 failed.append(type(exc).__name__)
 
         with anyio.fail_after(PATIENCE_S):
-            async with anyio.create_task_group() as tasks:
-                async with store:
-                    session = await store.create("s", ttl_s=None)
-                    for operation in ("commit", "resolve", "load", "forget_markers"):
-                        backend.inject(FaultKind.UNAVAILABLE, operation, times=None)
-                    for _ in range(3):
-                        tasks.start_soon(append, session)
-                    await clock.settle()
-                    report = await store.close()
+            async with store, anyio.create_task_group() as tasks:
+                session = await store.create("s", ttl_s=None)
+                for operation in ("commit", "resolve", "load", "forget_markers"):
+                    backend.inject(FaultKind.UNAVAILABLE, operation, times=None)
+                for _ in range(3):
+                    tasks.start_soon(append, session)
+                await clock.settle()
+                report = await store.close()
+                assert report.units == 3
         assert len(failed) == 3
-        assert report.units == 3
 
     async def test_close_survives_a_failing_clean_up(self, open_faulty: OpenFaulty) -> None:
         """C50: everything is stored; that the writer's markers stay behind is no error of the caller's."""
