@@ -78,7 +78,7 @@ class _Story:
                 await client.initialize()
                 for name, value in FACTS.items():
                     await client.call_tool("remember", {"name": name, "value": value})
-                say("client", f"connected with the SDK's client; a tool wrote {len(FACTS)} facts into the session")
+                say("client", f"connected (the SDK's client); a tool wrote {len(FACTS)} facts")
                 await self._lost_connection(client)
                 await self._kill_in_mid_stream(client)
                 await self._call(client)
@@ -131,11 +131,11 @@ class _Story:
             if exc.error.code != REQUEST_LOST:
                 raise
             self.errors += 1
-            outcome = f"the call ended with error {exc.error.code}: {exc.error.message.partition(';')[0]}"
+            outcome = f"error {exc.error.code}: {exc.error.message.partition('.')[0]}"
         replayed = sum(event.replayed for event in self.network.received[before:])
         if replayed:
             events = "the event" if replayed == 1 else f"the {replayed} events"
-            self.timeline.say("client", f"resumed by itself with its last event id, and got {events} it had missed")
+            self.timeline.say("client", f"resumed with its last event id; got {events} it had missed")
         self.timeline.progress(f"volumes {first}–{self._volume}", first, self._volume, VOLUMES)
         self.timeline.say("client", outcome)
 

@@ -9,6 +9,7 @@ import pytest
 
 from holdfast.integrations.mcp import REQUEST_LOST
 from holdfast.integrations.mcp.keys import REQUEST_KEY
+from holdfast.model import Cursor
 from tests.integrations.harness import PATH, Events, call, headers, initialize, message, resumed, tool_call
 from tests.integrations.test_streams import begin, progress
 
@@ -130,6 +131,25 @@ async def test_the_record_is_there_while_it_runs_and_gone_afterwards(start: Any,
     gate.let(1)
     await read_rest(instance.http, session_id, seen[-1].id)
     assert await session.get(REQUEST_KEY + "1") is None
+    stored = [event.type for event in await session.events(stream="1")]
+    assert stored == ["priming", "message", "message", "response"]
+
+
+async def test_two_who_end_it_in_one_process_store_one_end(start: Any, gate: Any) -> None:
+    """A resume, and the clean-up after a server that failed."""
+    first = await start(instance_name="web-1")
+    session_id = await initialize(first.http)
+    seen = await begin(first.http, session_id, gate, 1, of=2)
+    await first.kill()
+    second = await start(instance_name="web-1")
+    session = await second.store.require(session_id)
+    requests = second.manager.new_event_store(session).requests
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as tasks:
+            for _ in range(3):
+                tasks.start_soon(requests.end_if_lost, Cursor.parse(seen[-1].id))
+    stored = [event.type for event in await session.events(stream="1")]
+    assert stored == ["priming", "message", "response"]
 
 
 async def test_a_finished_request_is_not_lost(start: Any, gate: Any) -> None:

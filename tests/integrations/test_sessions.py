@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import anyio
+import msgspec
 import pytest
 
+from holdfast.config import Limits
 from holdfast.integrations.mcp.keys import HANDSHAKE_KEY
 from holdfast.testing import FaultKind
 from tests.integrations.harness import (
+    CONFIG,
     INITIALIZE,
     PATH,
     call,
@@ -64,7 +67,9 @@ async def test_the_clients_handshake_is_restored(start: Any, server: Any) -> Non
 
     async def record(ctx: Any, call_next: Any) -> Any:
         if ctx.method == "tools/call":
-            seen.append((ctx.session.client_params, ctx.session.protocol_version))
+            session = ctx.session
+            initialized = session._connection.initialized.is_set()
+            seen.append((session.client_params, session.protocol_version, initialized))
         return await call_next(ctx)
 
     server.middleware.append(record)
@@ -74,7 +79,8 @@ async def test_the_clients_handshake_is_restored(start: Any, server: Any) -> Non
     await first.kill()
     await call((await start()).http, session_id, tool_call("state", 2), "2025-06-18")
     assert seen[0] == seen[1]
-    params, version = seen[1]
+    params, version, initialized = seen[1]
+    assert initialized
     assert params.client_info.name == "raw"
     assert params.capabilities.sampling is not None
     assert version == "2025-06-18"
@@ -248,6 +254,14 @@ async def test_more_sessions_than_allowed_are_refused(start: Any) -> None:
     response = await instance.http.post(PATH, json=message("initialize", INITIALIZE, 1), headers=headers())
     assert response.status_code == 503
     assert len(await call(instance.http, session_id, message("ping", id=1))) == 2
+
+
+async def test_more_sessions_than_the_store_may_hold_are_refused(start: Any) -> None:
+    config = msgspec.structs.replace(CONFIG, limits=Limits(max_sessions=2))  # one is the server's own lease
+    instance = await start(config=config)
+    await initialize(instance.http)
+    response = await instance.http.post(PATH, json=message("initialize", INITIALIZE, 1), headers=headers())
+    assert response.status_code == 503
 
 
 async def test_a_store_that_fails_is_service_unavailable(start: Any, clock: Any) -> None:

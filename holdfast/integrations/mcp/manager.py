@@ -28,7 +28,15 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from holdfast.errors import EventGap, HoldfastError, InvalidCursor, InvalidInput, SessionNotFound, StoreError
+from holdfast.errors import (
+    EventGap,
+    HoldfastError,
+    InvalidCursor,
+    InvalidInput,
+    LimitExceeded,
+    SessionNotFound,
+    StoreError,
+)
 from holdfast.integrations.mcp._sdk import ManagerSeam, lowlevel
 from holdfast.integrations.mcp.asgi import SendWatch, error_response, read_body, replay_body, with_header
 from holdfast.integrations.mcp.context import with_session
@@ -178,8 +186,11 @@ class HoldfastSessionManager(ManagerSeam):
         _check_request_id(envelope)
         if self.full:
             raise _Refusal(_too_many(self.max_sessions))
-        with _store_errors():
-            session = await self._store.create(owner=owner_of(scope), **self._session_options)
+        try:
+            with _store_errors():
+                session = await self._store.create(owner=owner_of(scope), **self._session_options)
+        except LimitExceeded as exc:
+            raise _Refusal(_too_many(exc.limit)) from None
         watch = SendWatch(send)
         live: LiveSession | None = None
         try:
@@ -265,7 +276,8 @@ class HoldfastSessionManager(ManagerSeam):
         live = self._live.get(session_id)
         try:
             with _store_errors():
-                session = await self._store.require(session_id)
+                known = live is not None and live.transport.usable
+                session = live.session if live is not None and known else await self._store.require(session_id)
                 info = await session.info()
                 if info.owner != owner:
                     raise _Refusal(_not_found())
