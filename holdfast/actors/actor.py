@@ -19,7 +19,7 @@ import structlog
 
 from holdfast.actors.context import ActorContext, Subscriber
 from holdfast.actors.mailbox import Mailbox
-from holdfast.actors.merge import Turn, entry_bytes
+from holdfast.actors.merge import Turn, append_events, entry_bytes
 from holdfast.actors.unit import Unit
 from holdfast.backends.base import Head, Outcome, SessionWrite, Snapshot, StateValue, Status, expiry_us
 from holdfast.errors import (
@@ -33,7 +33,6 @@ from holdfast.errors import (
     copy_for_caller,
 )
 from holdfast.model import Durability, Event
-from holdfast.waiting import Ack
 
 __all__ = ["SessionActor"]
 
@@ -50,10 +49,8 @@ class SessionActor:
         "_crash",
         "_crashes",
         "_head",
+        "_running",
         "_taken",
-        "_taken_bytes",
-        "_wake_ack",
-        "_woken",
         "_write",
         "active_us",
         "barriers",
@@ -102,7 +99,7 @@ class SessionActor:
         self.restarting = False
         self.used = True
         """Since the registry's last look (for second-chance replacement)."""
-        self.subscribers: set[Subscriber] = set()
+        self.subscribers: set[Subscriber] | None = None
         self.ring: deque[Event] | None = None
         """The newest committed events, consecutive; kept only while there are subscribers."""
         self.touched_us = 0
@@ -113,13 +110,11 @@ class SessionActor:
         """Writes acknowledged on acceptance that are not stored yet."""
         self._write: SessionWrite | None = None
         self._taken: list[Unit] = []
-        self._taken_bytes = 0
         self._cautious = 0
         """So many units to commit one by one: one of them was rejected in company."""
         self._crash: Exception | None = None
-        self._crashes: list[float] = []
-        self._woken = False
-        self._wake_ack: Ack | None = None
+        self._crashes: list[float] | None = None
+        self._running = False
 
     def __repr__(self) -> str:
         return f"<SessionActor {self.id!r} v{self.version} seq {self.last_seq}>"
@@ -190,50 +185,70 @@ class SessionActor:
 
         None: nothing can go now, and the actor sees to itself.
         """
-        queue = self.mailbox.queue
         write = self._new_write()
-        turn: Turn | None = None
-        taken, size, durability = self._taken, 0, Durability.MEMORY
+        queue, taken = self.mailbox.queue, self._taken
         if self._cautious:
             self._cautious -= 1
             max_units = 1
-        while queue and len(taken) < max_units and not write.delete:
-            unit = queue[0]
-            if taken and size + unit.size > max_bytes:
-                break
-            if not self.exact and (unit.compute is not None or unit.doubted):
-                break
-            queue.popleft()
-            if unit.withdrawn:
-                self._forget(unit)
-                continue
-            if unit.only_events:
-                write.units += 1
-                write.events += unit.events or ()
-            else:
-                turn = turn or Turn(write, self.state, self.state_bytes, self._context.config.limits)
-                try:
-                    turn.add(unit)
-                except Exception as exc:  # a user's function, or a limit: it fails this unit alone
-                    if self._doubt(unit):
+        size = seen = 0
+        turn: Turn | None = None
+        try:
+            for unit in queue:
+                if len(taken) == max_units or write.delete or (taken and size + unit.size > max_bytes):
+                    break
+                if not self.exact and (unit.compute is not None or unit.doubted):
+                    break
+                if unit.withdrawn:
+                    self._forget(unit)
+                elif unit.only_events:
+                    write.units += 1
+                    append_events(write, unit.events or ())
+                    taken.append(unit)
+                else:
+                    turn = turn or Turn(write, self.state, self.state_bytes, self._context.config.limits)
+                    if not self._merged(turn, unit):
                         break
-                    self._refuse(unit, self._graver(unit, exc))
-                    continue
-            unit.taken = True
-            taken.append(unit)
-            size += unit.size
-            write.active_us = max(write.active_us, unit.accepted_us)
-            if unit.durability.rank > durability.rank:
-                durability = unit.durability
+                seen += 1
+                size += unit.size
+        finally:
+            del queue[:seen]
         if not taken:
             self._nothing_taken()
             return None
+        self._write = write
+        return write, self._seal(write), size
+
+    def _seal(self, write: SessionWrite) -> Durability:
+        """Note when the taken units were accepted; the highest level that one of them needs."""
+        taken = self._taken
+        active_us, level = self.touched_us, taken[0].durability
+        for unit in taken:
+            unit.taken = True
+            active_us = max(active_us, unit.accepted_us)
+            if unit.durability.rank > level.rank:
+                level = unit.durability
+        write.active_us = active_us
         write.accepted_us = taken[0].accepted_us
         if self.touched_us:
             write.accepted_us = min(write.accepted_us, self.touched_since_us)
-            write.active_us = max(write.active_us, self.touched_us)
-        self._write, self._taken_bytes = write, size
-        return write, durability, size
+        return level
+
+    def _merged(self, turn: Turn, unit: Unit) -> bool:
+        """Take the unit, or refuse it. False: leave it where it is, and look at the store first.
+
+        A unit that fails on what this process knows may fail on old news where others write too.
+        """
+        try:
+            turn.add(unit)
+        except Exception as exc:  # a user's function, or a limit: it fails this unit alone
+            if not self._context.exclusive and not unit.doubted:
+                unit.doubted = True
+                self.exact = False
+                return False
+            self._refuse(unit, self._graver(unit, exc))
+        else:
+            self._taken.append(unit)
+        return True
 
     def _new_write(self) -> SessionWrite:
         return SessionWrite(
@@ -243,17 +258,9 @@ class SessionActor:
             active_us=0,
             version=self.version,
             base_seq=self.last_seq,
+            base_first_seq=self.first_seq,
             create=self._head if self.creating else None,
         )
-
-    def _doubt(self, unit: Unit) -> bool:
-        """A unit failed on what this process knows. Where others may have written, look again first."""
-        if self._context.exclusive or unit.doubted:
-            return False
-        unit.doubted = True
-        self.mailbox.queue.appendleft(unit)
-        self.exact = False
-        return True
 
     def _graver(self, unit: Unit, error: Exception) -> Exception:
         """That the session is gone or closed matters more than what else is wrong."""
@@ -293,7 +300,8 @@ class SessionActor:
         assert write is not None
         self._advance(write, outcome)
         self._acknowledge(outcome)
-        self._taken, self._write = [], None
+        self._taken.clear()
+        self._write = None
         if self.creating:
             self.creating = False
             self._context.created(self)
@@ -304,7 +312,7 @@ class SessionActor:
 
     def _advance(self, write: SessionWrite, outcome: Outcome) -> None:
         """Bring head, state and ring to what the commit made."""
-        _, base_version, base_seq, base_first_seq, first_seq = outcome
+        base_version, base_seq, first_seq = outcome.base_version, outcome.base_seq, outcome.first_seq
         new_version = base_version + write.units
         if self.version == base_version:
             if write.sets or write.removes or write.cleared:
@@ -316,7 +324,7 @@ class SessionActor:
         if self.subscribers and write.events:
             self._extend_ring(write, base_seq)
         self.last_seq = max(self.last_seq, base_seq + len(write.events))
-        if first_seq > base_first_seq:
+        if first_seq > outcome.base_first_seq:
             self.first_seq = max(self.first_seq, first_seq)
             self._context.grown(self)
         if write.close or write.metadata is not None:
@@ -368,8 +376,9 @@ class SessionActor:
             ring.append(event.numbered(write.id, write.incarnation, seq))
 
     def _acknowledge(self, outcome: Outcome) -> None:
-        version, seq, first_seq = outcome.base_version, outcome.base_seq, outcome.base_first_seq
+        version, seq, first_seq, size = outcome.base_version, outcome.base_seq, outcome.base_first_seq, 0
         for unit in self._taken:
+            size += unit.size
             if not unit.touch_only:
                 version += 1
             unit.version = version
@@ -385,7 +394,7 @@ class SessionActor:
                 self.barriers -= not unit.touch_only
             elif not ack.done():
                 ack.set_result(None)
-        self._context.budget.release(self.mailbox, len(self._taken), self._taken_bytes)
+        self._context.budget.release(self.mailbox, len(self._taken), size)
 
     def _next_turn(self) -> None:
         self.scheduled = False
@@ -398,7 +407,6 @@ class SessionActor:
         self._fail_taken(error)
         if isinstance(error, OutcomeUnknown):
             self.exact = False
-            self._wake()
         self._next_turn()
 
     def reject(self, error: Exception) -> None:
@@ -413,8 +421,10 @@ class SessionActor:
     def fail_waiting(self, error: Exception) -> None:
         """Fail what no flush has taken: none of it is stored."""
         queue = self.mailbox.queue
-        while queue:
-            self._refuse(queue.popleft(), error)
+        waiting = queue[:]
+        queue.clear()
+        for unit in waiting:
+            self._refuse(unit, error)
 
     def crashed(self, error: Exception) -> None:
         """A turn raised what it never should: fail what is here and start over from the store."""
@@ -488,37 +498,38 @@ class SessionActor:
         self.touched_us = self.touched_since_us = 0
         self._context.ended(self)
         self.wake_subscribers()
-        self._wake()
 
     def wake_subscribers(self) -> None:
         """Let all who listen look again."""
-        for subscriber in list(self.subscribers):
+        for subscriber in list(self.subscribers or ()):
             subscriber.wake()
 
     # The task
 
+    def _wake(self) -> None:
+        """There is something to wait for: start the task, unless it runs."""
+        if not self._running and not self.ended:
+            self._running = True
+            self._context.spawn(self)
+
     async def run(self) -> None:
-        """The actor's own task: from hydration to passivation. A cancellation leaves no trace."""
-        while not self.ended:
-            if not self._woken:
-                self._wake_ack = self._context.new_ack()
-                await self._wake_ack
-                self._wake_ack = None
-            self._woken = False
-            if self._crash is not None:
-                await self._restart(self._crash)
-            if not (self.exact or self.ended or self.scheduled):
-                await self._reload()
+        """The actor's own task, while it has something to wait for. A cancellation leaves no trace."""
+        try:
+            while not self.ended and (self._crash is not None or self._needs_state()):
+                if self._crash is not None:
+                    await self._restart(self._crash)
+                else:
+                    await self._reload()
+        finally:
+            self._running = False
+
+    def _needs_state(self) -> bool:
+        """A unit that computes is next, and the state is not exact."""
+        return bool(not self.exact and self.mailbox.queue and not self.scheduled)
 
     def stop(self) -> None:
-        """End the task; the actor is passive now."""
+        """The actor is passive now."""
         self.ended = True
-        self._wake()
-
-    def _wake(self) -> None:
-        self._woken = True
-        if self._wake_ack is not None and not self._wake_ack.done():
-            self._wake_ack.set_result(None)
 
     async def _reload(self) -> None:
         try:
@@ -526,14 +537,12 @@ class SessionActor:
         except HoldfastError as exc:
             self.fail_waiting(Unavailable(f"the session's state could not be read: {exc}"))
             return
-        if self.mailbox.queue and not self.scheduled:
-            self.scheduled = True
-            self._context.schedule(self)
+        self._next_turn()
 
     async def _restart(self, crash: Exception) -> None:
         context = self._context
         self._crash = None
-        self._crashes, delay_s = context.restart_policy.decide(self._crashes, context.clock.monotonic())
+        self._crashes, delay_s = context.restart_policy.decide(self._crashes or [], context.clock.monotonic())
         if delay_s is None:
             _log.error("actor.gave_up", session_id=self.id, crashes=len(self._crashes))
             self.restarting = False
@@ -545,3 +554,4 @@ class SessionActor:
         await context.clock.sleep(delay_s)
         self.restarting = False
         _log.info("actor.restarted", session_id=self.id, after=repr(crash)[:200])
+        self._next_turn()

@@ -38,6 +38,10 @@ class ActorContext(Protocol):
         """Queue the actor with its writer lane for a turn."""
         ...
 
+    def spawn(self, actor: SessionActor) -> None:
+        """Run the actor's task."""
+        ...
+
     def load(self, actor: SessionActor) -> Awaitable[None]:
         """Bring the actor to the store's state (`adopt`, or `end` if the session is gone)."""
         ...

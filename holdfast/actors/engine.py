@@ -29,7 +29,7 @@ __all__ = ["Engine", "durability_in_force"]
 _T = TypeVar("_T")
 
 
-def durability_in_force(capabilities: Capabilities, wanted: Durability | None) -> Durability:
+def durability_in_force(capabilities: Capabilities, wanted: object) -> Durability:
     """``wanted``, or the default: the best there is, up to "disk".
 
     Raises: `ConfigError` if the backend cannot promise it as it is set up now.
@@ -82,7 +82,7 @@ class Engine:
         """Of writes that ask for none."""
         self.closed = False
 
-    def check_durability(self, wanted: Durability | None) -> Durability:
+    def check_durability(self, wanted: object) -> Durability:
         """As `durability_in_force`."""
         return durability_in_force(self.backend.capabilities, wanted)
 

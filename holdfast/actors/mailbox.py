@@ -25,7 +25,7 @@ class Mailbox:
     __slots__ = ("dirty_bytes", "dirty_units", "queue", "waiting")
 
     def __init__(self) -> None:
-        self.queue: deque[Unit] = deque()
+        self.queue: list[Unit] = []
         self.dirty_units = 0
         self.dirty_bytes = 0
         self.waiting: deque[Ack] | None = None
@@ -35,7 +35,7 @@ class Mailbox:
         """Return units that a flush took but did not decide, in front and in order."""
         for unit in units:
             unit.taken = False
-        self.queue.extendleft(reversed(units))
+        self.queue[:0] = units
 
 
 class Budget:

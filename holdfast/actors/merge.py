@@ -6,12 +6,14 @@ between two commits without a task switch each.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from holdfast.actors.unit import StateView, Unit
-from holdfast.backends.base import SessionWrite, StateValue
+from holdfast.backends.base import NewEvent, SessionWrite, StateValue
 from holdfast.config import Limits
 from holdfast.errors import LimitExceeded
 
-__all__ = ["Turn", "entry_bytes"]
+__all__ = ["Turn", "append_events", "entry_bytes"]
 
 
 def entry_bytes(key: str, raw: bytes) -> int:
@@ -56,7 +58,7 @@ class Turn:
         if unit.compute is not None:
             write.fenced = True
         if unit.events is not None:
-            write.events.extend(unit.events)
+            append_events(write, unit.events)
         write.floor_seq = max(write.floor_seq, unit.floor_seq)
         if unit.metadata is not None:
             write.metadata = unit.metadata
@@ -94,16 +96,19 @@ class Turn:
         return keys, size
 
 
+def append_events(write: SessionWrite, events: Sequence[NewEvent]) -> None:
+    """The first events are shared with their unit, not copied: most writes have no others."""
+    write.events = [*write.events, *events] if write.events else events
+
+
 def _merge_state(write: SessionWrite, unit: Unit) -> None:
-    if unit.cleared:
-        write.cleared = True
-        write.sets.clear()
-        write.removes.clear()
-    if unit.removes is not None:
-        for key in unit.removes:
-            write.sets.pop(key, None)
-        write.removes |= unit.removes
-    if unit.sets is not None:
-        write.removes -= unit.sets.keys()
-        for key, raw in unit.sets.items():
-            write.sets[key] = (raw, write.units)
+    sets = {} if unit.cleared else dict(write.sets)
+    removes = set[str]() if unit.cleared else set(write.removes)
+    for key in unit.removes or ():
+        sets.pop(key, None)
+        removes.add(key)
+    for key, raw in (unit.sets or {}).items():
+        removes.discard(key)
+        sets[key] = (raw, write.units)
+    write.cleared = write.cleared or unit.cleared
+    write.sets, write.removes = sets, removes

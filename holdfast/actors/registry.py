@@ -204,7 +204,6 @@ class Registry:
         if ttl_us is not None and (self.shortest_ttl_us is None or ttl_us < self.shortest_ttl_us):
             self.shortest_ttl_us = ttl_us
             self.shorter_ttl.set()
-        self._tasks.start_soon(actor.run)
         return actor
 
     # Room for hot sessions
@@ -285,20 +284,27 @@ class Registry:
 
     def subscribe(self, actor: SessionActor, subscriber: Subscriber) -> None:
         """Wake ``subscriber`` at each change of the session, and keep the session alive meanwhile."""
-        if not actor.subscribers:
+        if actor.subscribers is None:
+            actor.subscribers = set()
             self.subscribed.add(actor)
             self.audience.set()
             self.liveness.set()
         actor.subscribers.add(subscriber)
 
     def unsubscribe(self, actor: SessionActor, subscriber: Subscriber) -> None:
+        if actor.subscribers is None:
+            return
         actor.subscribers.discard(subscriber)
         if not actor.subscribers:
+            actor.subscribers = None
             self.subscribed.discard(actor)
             self.audience.set()
             actor.ring = None
 
     # What actors report (`ActorContext`)
+
+    def spawn(self, actor: SessionActor) -> None:
+        self._tasks.start_soon(actor.run)
 
     def touched(self, actor: SessionActor) -> None:
         if not self._touched:

@@ -10,8 +10,9 @@ All times are microseconds since the epoch, given by the engine; a backend asks 
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Collection, Mapping, Sequence
+from types import MappingProxyType
+from typing import Final, NamedTuple, Protocol
 
 import msgspec
 
@@ -112,7 +113,7 @@ class LoadRequest(NamedTuple):
     head_only: bool = False
 
 
-class NewEvent(NamedTuple):
+class NewEvent(msgspec.Struct, frozen=True, gc=False):
     """An event before it has its sequence number."""
 
     stream: str
@@ -123,17 +124,20 @@ class NewEvent(NamedTuple):
 
     def numbered(self, session_id: str, incarnation: int, seq: int) -> Event:
         """The event as it stands in the log (``seq`` 0: not stored yet)."""
-        stream, type_, raw, retry_ms, time_us = self
         return Event(
             session_id=session_id,
             incarnation=incarnation,
             seq=seq,
-            stream=stream,
-            type=type_,
-            raw=raw,
-            retry_ms=retry_ms,
-            time_us=time_us,
+            stream=self.stream,
+            type=self.type,
+            raw=self.raw,
+            retry_ms=self.retry_ms,
+            time_us=self.time_us,
         )
+
+
+NOTHING_SET: Final[Mapping[str, tuple[bytes, int]]] = MappingProxyType({})
+"""No `SessionWrite.sets`: most writes have none, and share this one."""
 
 
 class SessionWrite(msgspec.Struct, kw_only=True, gc=False):
@@ -154,15 +158,17 @@ class SessionWrite(msgspec.Struct, kw_only=True, gc=False):
     """The version the writer knows. With ``fenced`` it must match; else it is only a hint."""
     base_seq: int
     """The row's ``last_seq`` as the writer knows it; exact wherever ``version`` is."""
+    base_first_seq: int = 1
+    """The row's ``first_seq`` as the writer knows it: a hint always, for trimming makes no version."""
     fenced: bool = False
     units: int = 0
     create: Head | None = None
     """Insert this row first (version 0, no events); `Status.EXISTS` if a live one has the id."""
     cleared: bool = False
     """Drop all state before ``sets``."""
-    sets: dict[str, tuple[bytes, int]] = {}
-    removes: set[str] = set()
-    events: list[NewEvent] = []
+    sets: Mapping[str, tuple[bytes, int]] = NOTHING_SET
+    removes: Collection[str] = ()
+    events: Sequence[NewEvent] = ()
     metadata: bytes | None = None
     floor_seq: int = 0
     """Events below it go: ``first_seq`` becomes at least ``min(floor_seq, last_seq + 1)``."""
@@ -202,7 +208,7 @@ class Status(enum.IntEnum):
     """The row is closed, and the write is more than a touch, a delete or ``floor_seq``."""
 
 
-class Outcome(NamedTuple):
+class Outcome(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The row as the commit found it (``base_*``) and left it. Zeros unless COMMITTED."""
 
     status: Status
@@ -215,8 +221,8 @@ class Outcome(NamedTuple):
 class EventQuery(NamedTuple):
     """Events of one session with ``seq > after_seq``, oldest first.
 
-    With ``last``: the newest ``limit`` ones instead, still oldest first. A page ends at ``limit``
-    events or past ``max_bytes`` of data, but has at least one if there is one.
+    A page ends at ``limit`` events or past ``max_bytes`` of data, but has at least one if there is
+    one. With ``last``: the newest ``limit`` of them instead, still oldest first, whatever their size.
     """
 
     id: str
@@ -298,7 +304,7 @@ class Backend(Protocol):
         """Make the batch durable at ``batch.durability``; one outcome per write, in its order.
 
         Must, in one transaction, for each write: lock the row (rows in one global order); check it
-        (missing, expired at ``accepted_us``, exists, closed, conflict) and leave a refused one out
+        (exists, missing, expired at ``accepted_us``, conflict, closed: in this order) and leave a refused one out
         without harm to the others; number events from the row's ``last_seq + 1``; apply ``cleared``,
         ``removes``, ``sets``, ``events``, ``metadata``, ``floor_seq``, ``close``, ``delete``; raise
         ``version`` by ``units`` and ``active_us`` to at least the given; apply ``max_events``; and
@@ -348,7 +354,8 @@ class Backend(Protocol):
         """Delete rows of dropped events, at most about ``limit``; returns how many were deleted.
 
         Of the (id, incarnation) pairs given, or (None) of any session, deleted ones included: rows
-        below ``first_seq``, after raising it by ``policy``. Less than ``limit`` means: all done.
+        below ``first_seq``, after raising it by ``policy`` (oldest first, up to the first event that
+        may stay). Less than ``limit`` means: all done.
         """
         ...
 

@@ -132,7 +132,9 @@ class MemoryBackend:
             return None
         head = row.head
         if query.last:
-            matching = [event for event in row.after(0) if query.stream is None or event.stream == query.stream]
+            matching = [
+                event for event in row.after(query.after_seq) if query.stream is None or event.stream == query.stream
+            ]
             newest = matching[-query.limit :] if query.limit else []
             return EventPage(newest, head.last_seq, False, head.first_seq, head.last_seq)
         events, size, scanned = list[Event](), 0, query.after_seq
@@ -212,13 +214,13 @@ def _apply_state(state: dict[str, StateValue], write: SessionWrite, base_version
 def _trim(row: _Row, policy: TrimPolicy) -> int:
     """Raise ``first_seq`` by the policy, then drop what lies below it."""
     events, first_seq = row.events, row.head.first_seq
-    size = 0
-    for event in reversed(events):
-        size += len(event.raw)
+    size = sum(len(event.raw) for event in row.after(0))
+    for event in row.after(0):
         too_old = policy.min_time_us is not None and event.time_us < policy.min_time_us
-        if too_old or (policy.max_bytes is not None and size > policy.max_bytes):
-            first_seq = max(first_seq, event.seq + 1)
+        if not too_old and (policy.max_bytes is None or size <= policy.max_bytes):
             break
+        first_seq = event.seq + 1
+        size -= len(event.raw)
     row.head = advance(row.head, _trim_write(row.head, first_seq), None)
     surplus = max(0, row.head.first_seq - row.held_from)
     del events[:surplus]

@@ -22,7 +22,7 @@ from holdfast.backends.reader import ReaderStatistics
 from holdfast.backends.writer import LaneStatistics
 from holdfast.clock import Clock, SystemClock
 from holdfast.config import Config
-from holdfast.errors import InvalidInput, LimitExceeded, SessionNotFound, StoreClosed
+from holdfast.errors import HoldfastError, InvalidInput, LimitExceeded, SessionNotFound, StoreClosed
 from holdfast.model import Durability, SessionInfo, SessionStatus, new_incarnation, new_session_id
 from holdfast.restart import RestartPolicy
 from holdfast.supervisor.checks import Checks, check_session_id, seconds_to_us
@@ -96,7 +96,7 @@ class _Parts(NamedTuple):
 def _background_workers(engine: Engine, janitor: Janitor, trimmer: Trimmer) -> list[Worker]:
     if not engine.config.background:
         return []
-    workers = [janitor, trimmer, Keeper(engine), Passivator(engine)]
+    workers: list[Worker] = [janitor, trimmer, Keeper(engine), Passivator(engine)]
     if engine.backend.capabilities.watches and not engine.exclusive:
         workers.append(Watcher(engine))
     return workers
@@ -209,7 +209,10 @@ class Supervisor:
         with anyio.move_on_after(self.config.drain_timeout_s):
             while not engine.idle:  # polled, so that the hot path need not report
                 await anyio.sleep(0.001)
-            await self._backend.forget_markers(engine.writer.name, 0)
+            try:
+                await self._backend.forget_markers(engine.writer.name, 0)
+            except HoldfastError as exc:  # the janitor of another run will
+                _log.warning("markers.left", error=str(exc))
 
     @property
     def _open_parts(self) -> _Parts:

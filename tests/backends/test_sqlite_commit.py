@@ -12,7 +12,7 @@ import anyio
 import pytest
 
 from holdfast.backends.base import Expired, Status, TrimPolicy
-from holdfast.backends.sqlite import SQLiteBackend, SQLiteConfig, heads, removal, upkeep
+from holdfast.backends.sqlite import SQLiteBackend, SQLiteConfig, removal, upkeep
 from holdfast.errors import Unavailable
 from holdfast.testing import ManualClock
 from holdfast.testing.contract.direct import Direct, blind, creation, fenced, new_event, new_head, texts
@@ -59,10 +59,10 @@ def rows(path: Path, table: str) -> int:
         return count
 
 
-async def test_remembered_heads_give_way_to_another_instance(
+async def test_hints_give_way_to_another_instance(
     direct: Direct, make_backend: MakeBackend, clock: ManualClock
 ) -> None:
-    """Each instance writes on top of the other's last commit, whatever it remembers and whatever its hints."""
+    """Each instance writes on top of the other's last commit, whatever its hints."""
     other = Direct(await make_backend(), clock, "other")
     head = await direct.create("s")
     for number in range(10):
@@ -73,14 +73,14 @@ async def test_remembered_heads_give_way_to_another_instance(
     assert texts(await direct.events(head)) == expected
 
 
-async def test_remembered_heads_are_fenced(direct: Direct, make_backend: MakeBackend, clock: ManualClock) -> None:
+async def test_hints_are_fenced(direct: Direct, make_backend: MakeBackend, clock: ManualClock) -> None:
     other = Direct(await make_backend(), clock, "other")
     head = await direct.append(await direct.create("s"), "one")
     await other.append(head, "two")
     assert (await direct.one(fenced(head, sets={"k": (b"1", 1)}))).status is Status.CONFLICT
 
 
-async def test_remembered_heads_and_removal(direct: Direct, make_backend: MakeBackend, clock: ManualClock) -> None:
+async def test_hints_and_removal(direct: Direct, make_backend: MakeBackend, clock: ManualClock) -> None:
     other = await make_backend()
     deleted, expired = await direct.create("d"), await direct.create("e", ttl_us=SECOND)
     await direct.append(deleted, "x")
@@ -92,7 +92,7 @@ async def test_remembered_heads_and_removal(direct: Direct, make_backend: MakeBa
         assert (await direct.one(blind(head, events=[new_event()]))).status is Status.MISSING
 
 
-async def test_remembered_heads_and_own_upkeep(direct: Direct, backend: SQLiteBackend, clock: ManualClock) -> None:
+async def test_hints_and_own_upkeep(direct: Direct, backend: SQLiteBackend, clock: ManualClock) -> None:
     """Upkeep runs on the same connection, where no version of the data tells of it."""
     trimmed, expired = await direct.create("t"), await direct.create("e", ttl_us=SECOND)
     await direct.append(trimmed, "1", "2", "3")
@@ -104,7 +104,7 @@ async def test_remembered_heads_and_own_upkeep(direct: Direct, backend: SQLiteBa
     assert (await direct.one(blind(expired, accepted_us=0, events=[new_event()]))).status is Status.MISSING
 
 
-async def test_remembered_heads_after_a_failed_commit(direct: Direct, backend: SQLiteBackend) -> None:
+async def test_hints_after_a_failed_commit(direct: Direct, backend: SQLiteBackend) -> None:
     """What a rolled-back commit would have made of a row is forgotten."""
     head = await direct.append(await direct.create("s"), "one")
     pages = await backend._write_connection_run(lambda c: c.execute("PRAGMA page_count").fetchone()[0])
@@ -115,24 +115,11 @@ async def test_remembered_heads_after_a_failed_commit(direct: Direct, backend: S
     assert (await direct.one(blind(head, events=[new_event()]))).base_seq == 1
 
 
-async def test_remembered_head_that_grows_too_large(direct: Direct) -> None:
-    """Then it is forgotten, not kept as it was before."""
+async def test_hints_and_large_metadata(direct: Direct) -> None:
     head = await direct.append(await direct.create("s"), "one")
     await direct.one(blind(head, metadata=b'"' + b"x" * 5_000 + b'"', events=[new_event("two")]))
     assert (await direct.one(blind(head, events=[new_event("three")]))).base_seq == 2
     assert texts(await direct.events(head)) == ["one", "two", "three"]
-
-
-async def test_remembered_heads_are_few(
-    direct: Direct, backend: SQLiteBackend, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(heads, "_CAPACITY", 10)
-    for batch in range(5):
-        await direct.commit(*(creation(new_head(f"{batch}-{n}", 1)) for n in range(8)))
-    await direct.create("large", metadata=b'"' + b"x" * 5_000 + b'"')
-    remembered = backend._thread._heads._heads
-    assert 0 < len(remembered) <= 18
-    assert "large" not in {head.id for head in remembered.values()}
 
 
 async def test_delete_and_create_in_one_batch(direct: Direct) -> None:
@@ -307,6 +294,9 @@ async def test_watch_tells_of_others_alone(
     head = await direct.create("s")
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(backend.watch, lambda _: told.set())
+        with anyio.fail_after(10):
+            await told.wait()  # that the watch has begun
+        told = anyio.Event()
         for _ in range(40):
             await direct.append(head, "own")
         await backend.trim(None, TrimPolicy(), 10)

@@ -177,6 +177,8 @@ class SQLiteBackend:
         """Polls on the write connection, whose own commits do not count there."""
         if self._config.exclusive:
             await anyio.sleep_forever()
+        await self._write_connection_run(self._thread.others_have_committed)
+        changed(None)
         while True:
             if await self._write_connection_run(self._thread.others_have_committed):
                 changed(None)

@@ -3,35 +3,32 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
 
 from holdfast.backends.base import Batch, Head, Marker, Outcome, SessionWrite, Status
 from holdfast.backends.rules import advance, judge, outcome
+from holdfast.backends.sqlite.bulk import BulkStatement
 from holdfast.backends.sqlite.connection import write_transaction
-from holdfast.backends.sqlite.heads import HeadCache
+from holdfast.backends.sqlite.content import Content
+from holdfast.backends.sqlite.plain import HintWasWrong, apply_plain, is_plain
 from holdfast.backends.sqlite.removal import remove_sessions
-from holdfast.backends.sqlite.rows import heads_by_id
+from holdfast.backends.sqlite.rows import heads_by_id, heads_by_incarnation
 from holdfast.errors import OutcomeUnknown
 
 __all__ = ["commit_batch", "forget_markers", "resolve_marker"]
 
-_INSERT_SESSION: Final = (
+_INSERT_SESSION: Final = BulkStatement(
     "INSERT INTO sessions (id, incarnation, owner, created_us, active_us, ttl_us, deadline_us, status, metadata,"
-    " first_seq, last_seq, version) VALUES (?, ?, ?, ?, ?, ?, ?, ?, CAST(? AS TEXT), ?, ?, ?)"
+    " first_seq, last_seq, version) VALUES {rows}",
+    "(?, ?, ?, ?, ?, ?, ?, ?, CAST(? AS TEXT), ?, ?, ?)",
 )
 _UPDATE_SESSION: Final = (
     "UPDATE sessions SET active_us = ?, status = ?, first_seq = ?, last_seq = ?, version = ? WHERE incarnation = ?"
 )
 _UPDATE_METADATA: Final = "UPDATE sessions SET metadata = CAST(? AS TEXT) WHERE incarnation = ?"
-_CLEAR_STATE: Final = "DELETE FROM state WHERE incarnation = ?"
-_REMOVE_KEY: Final = "DELETE FROM state WHERE incarnation = ? AND key = ?"
-_SET_KEY: Final = "INSERT OR REPLACE INTO state (incarnation, key, value, version) VALUES (?, ?, CAST(? AS TEXT), ?)"
-_INSERT_EVENT: Final = (
-    "INSERT INTO events (incarnation, seq, stream, type, data, retry_ms, time_us)"
-    " VALUES (?, ?, ?, ?, CAST(? AS TEXT), ?, ?)"
-)
 _LEAVE_MARKER: Final = (
     "INSERT INTO markers (writer, lane, flush, outcomes, time_us) VALUES (?, ?, ?, ?, ?) ON CONFLICT (writer, lane)"
     " DO UPDATE SET flush = excluded.flush, outcomes = excluded.outcomes, time_us = excluded.time_us"
@@ -41,19 +38,38 @@ _encode: Final = msgspec.msgpack.Encoder().encode
 _decode: Final = msgspec.msgpack.Decoder(list[Outcome]).decode
 
 
-def commit_batch(connection: sqlite3.Connection, batch: Batch, cache: HeadCache) -> list[Outcome]:
-    """`Backend.commit`. The write lock comes first, so what the look-up finds stays true.
+def commit_batch(connection: sqlite3.Connection, batch: Batch) -> list[Outcome]:
+    """`Backend.commit`: first on trust in the writes' hints; if one was wrong, again by looking rows up."""
+    try:
+        return _commit(connection, batch, trusted=True)
+    except HintWasWrong:
+        return _commit(connection, batch, trusted=False)
 
-    After an error ``cache`` is no longer right.
-    """
+
+def _commit(connection: sqlite3.Connection, batch: Batch, *, trusted: bool) -> list[Outcome]:
+    """The write lock comes first, so what is looked up stays true. Raises: `HintWasWrong`; nothing is written then."""
+    writes = batch.writes
+    plain = [write for write in writes if is_plain(write)] if trusted else []
+    others = [write for write in writes if not is_plain(write)] if plain else writes
     with write_transaction(connection, commit_io_error=OutcomeUnknown):
-        plan = _Plan(connection, batch, cache)
-        outcomes = [plan.decide(write) for write in batch.writes]
-        plan.apply(connection)
+        outcomes = apply_plain(connection, plain, batch.max_events) if plain else []
+        if others:
+            plan = _Plan(connection, others, batch.max_events)
+            decided = [plan.decide(write) for write in others]
+            plan.apply(connection)
+            outcomes = _in_order(writes, plain, outcomes, decided) if plain else decided
         marker = batch.marker
         connection.execute(_LEAVE_MARKER, (marker.writer, marker.lane, marker.flush, _encode(outcomes), batch.now_us))
-    cache.keep(plan.changed, plan.removed)
     return outcomes
+
+
+def _in_order(
+    writes: Sequence[SessionWrite], plain: list[SessionWrite], applied: list[Outcome], decided: list[Outcome]
+) -> list[Outcome]:
+    """The outcomes of both kinds of writes, in the batch's order."""
+    outcome_of = {write.incarnation: outcome for write, outcome in zip(plain, applied, strict=True)}
+    rest = iter(decided)
+    return [outcome_of[write.incarnation] if is_plain(write) else next(rest) for write in writes]
 
 
 def resolve_marker(connection: sqlite3.Connection, marker: Marker) -> list[Outcome] | None:
@@ -72,23 +88,17 @@ def forget_markers(connection: sqlite3.Connection, writer: str | None, before_us
 class _Plan:
     """What a batch changes, as rows for one bulk statement each."""
 
-    def __init__(self, connection: sqlite3.Connection, batch: Batch, cache: HeadCache) -> None:
-        writes = batch.writes
-        self._max_events = batch.max_events
+    def __init__(self, connection: sqlite3.Connection, writes: Sequence[SessionWrite], max_events: int | None) -> None:
+        self._max_events = max_events
         self._by_id = heads_by_id(connection, [write.id for write in writes if write.create is not None])
-        self._by_incarnation = cache.look_up(
+        self._by_incarnation = heads_by_incarnation(
             connection, [write.incarnation for write in writes if write.create is None]
         )
-        self.changed: list[Head] = []
-        """The rows that stay, as they are after the batch."""
-        self.removed: list[int] = []
+        self._removed: list[int] = []
         self._created: list[Head] = []
         self._updated: list[tuple[Any, ...]] = []
         self._metadata: list[tuple[bytes, int]] = []
-        self._cleared: list[tuple[int]] = []
-        self._removes: list[tuple[int, str]] = []
-        self._sets: list[tuple[int, str, bytes, int]] = []
-        self._events: list[tuple[Any, ...]] = []
+        self._content = Content()
 
     def decide(self, write: SessionWrite) -> Outcome:
         found = self._find(write)
@@ -96,7 +106,7 @@ class _Plan:
         if status is not Status.COMMITTED:
             return Outcome(status)
         if write.create is not None and found is not None:
-            self.removed.append(found.incarnation)  # it has expired
+            self._removed.append(found.incarnation)  # it has expired
         before = write.create or found
         assert before is not None
         after = advance(before, write, self._max_events)
@@ -116,11 +126,10 @@ class _Plan:
     def _delete(self, write: SessionWrite) -> None:
         self._by_id.pop(write.id, None)
         if write.create is None:
-            self.removed.append(write.incarnation)
+            self._removed.append(write.incarnation)
 
     def _keep(self, write: SessionWrite, before: Head, after: Head) -> None:
         incarnation = after.incarnation
-        self.changed.append(after)
         if write.create is not None:
             self._created.append(after)
             self._by_id[write.id] = after
@@ -130,32 +139,14 @@ class _Plan:
             )
             if write.metadata is not None:
                 self._metadata.append((write.metadata, incarnation))
-        self._plan_state(write, incarnation, before.version)
-        seq = before.last_seq
-        for event in write.events:
-            seq += 1
-            self._events.append((incarnation, seq, *event))
-
-    def _plan_state(self, write: SessionWrite, incarnation: int, version: int) -> None:
-        if write.cleared:
-            self._cleared.append((incarnation,))
-        if write.removes:
-            self._removes.extend((incarnation, key) for key in write.removes)
-        if write.sets:
-            self._sets.extend((incarnation, key, raw, version + n) for key, (raw, n) in write.sets.items())
+        self._content.add(write, version=before.version, seq=before.last_seq)
 
     def apply(self, connection: sqlite3.Connection) -> None:
         """Removals first: an id that they free may be created again in the same batch."""
-        if self.removed:
-            remove_sessions(connection, self.removed)
-        for statement, rows in (
-            (_INSERT_SESSION, [msgspec.structs.astuple(head) for head in self._created]),
-            (_UPDATE_SESSION, self._updated),
-            (_UPDATE_METADATA, self._metadata),
-            (_CLEAR_STATE, self._cleared),
-            (_REMOVE_KEY, self._removes),
-            (_SET_KEY, self._sets),
-            (_INSERT_EVENT, self._events),
-        ):
-            if rows:
-                connection.executemany(statement, rows)
+        if self._removed:
+            remove_sessions(connection, self._removed)
+        created = [value for head in self._created for value in msgspec.structs.astuple(head)]
+        _INSERT_SESSION.run(connection, created)
+        connection.executemany(_UPDATE_SESSION, self._updated)
+        connection.executemany(_UPDATE_METADATA, self._metadata)
+        self._content.apply(connection)

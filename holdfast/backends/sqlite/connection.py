@@ -37,6 +37,8 @@ T = TypeVar("T")
 _Step = Callable[[sqlite3.Connection], object]
 
 _LOCK_RETRY_S: Final = 0.01
+_STATEMENTS: Final = 256
+"""Prepared statements kept per connection: more than there are forms of bulk statements."""
 _PAGE_BYTES: Final = 4_096
 """SQLite's default."""
 
@@ -71,7 +73,7 @@ class Connection(aiosqlite.Connection):
 
 def connect(config: SQLiteConfig, *, timeout_s: float) -> sqlite3.Connection:
     """A bare connection in autocommit mode: transactions are begun and ended by hand."""
-    connection = sqlite3.connect(config.path, timeout=timeout_s, isolation_level=None)
+    connection = sqlite3.connect(config.path, timeout=timeout_s, isolation_level=None, cached_statements=_STATEMENTS)
     with closed_on_error(connection):
         connection.execute(f"PRAGMA cache_size = {-config.cache_bytes // 1024}")
         # On macOS fsync does not reach the disk; elsewhere these change nothing.

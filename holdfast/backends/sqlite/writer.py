@@ -12,7 +12,6 @@ from holdfast.backends.sqlite.checkpoint import Checkpointer
 from holdfast.backends.sqlite.commit import commit_batch
 from holdfast.backends.sqlite.config import SQLiteConfig
 from holdfast.backends.sqlite.connection import closed_on_error, open_writer, set_durability
-from holdfast.backends.sqlite.heads import HeadCache, data_version
 from holdfast.model import Durability
 
 __all__ = ["WriterThread"]
@@ -28,7 +27,6 @@ class WriterThread:
         self._checkpointer: Final = None if config.exclusive else Checkpointer(config)
         self._durability: Durability | None = None
         self._data_version = 0
-        self._heads: Final = HeadCache()
 
     def open(self) -> sqlite3.Connection:
         connection = open_writer(self._config, schema.check, schema.migrate)
@@ -45,17 +43,12 @@ class WriterThread:
         if batch.durability is not self._durability:
             set_durability(connection, batch.durability)
             self._durability = batch.durability
-        try:
-            outcomes = commit_batch(connection, batch, self._heads)
-        except BaseException:
-            self._heads.clear()
-            raise
+        outcomes = commit_batch(connection, batch)
         self._after_commit(connection)
         return outcomes
 
     def write(self, connection: sqlite3.Connection, function: Callable[[sqlite3.Connection], T]) -> T:
         """Any transaction other than the commit of a batch."""
-        self._heads.clear()
         result = function(connection)
         self._after_commit(connection)
         return result
@@ -68,3 +61,9 @@ class WriterThread:
         """Whether another connection has, since the last call or the opening."""
         known, self._data_version = self._data_version, data_version(connection)
         return self._data_version != known
+
+
+def data_version(connection: sqlite3.Connection) -> int:
+    """Changes when another connection has committed, and only then."""
+    version: int = connection.execute("PRAGMA data_version").fetchone()[0]
+    return version
