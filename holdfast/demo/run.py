@@ -26,7 +26,8 @@ __all__ = ["DemoResult", "main", "run_demo"]
 FACTS: Final = {"owner": "Ada", "title": "The Holdfast Library", "motto": "tiens bon — 持ちこたえろ ⚓"}
 _CUT_AT: Final = 8
 _KILL_AT: Final = 26
-_MISS_S: Final = 0.4
+_MISSED: Final = 6
+"""Events that the client must get by replay."""
 _LIMIT_S: Final = 60.0
 
 
@@ -93,7 +94,9 @@ class _Story:
             await self._reach(_CUT_AT)
             self.network.cut()
             say("kill", f"the connection breaks after volume {self._volume}; the server works on")
-            await anyio.sleep(_MISS_S)
+            enough = len(self.network.received) + _MISSED
+            while len(read_ledger(self._ledger)) < enough:
+                await anyio.sleep(0.01)
             await self._kill()
             await self._restart()
 
