@@ -1,5 +1,7 @@
 """Holdfast: an actor-based session store for Python servers.
 
+A server embeds one store:
+
     async with holdfast.open("sqlite:///sessions.db") as store:
         session = await store.create(owner="alice")
         await session.set("theme", "dark")

@@ -59,13 +59,17 @@ def _check(value: Any, path: str, depth: int) -> None:
         for index, item in enumerate(value):
             _check(item, f"{path}[{index}]", depth + 1)
     elif type(value) is dict:
-        for key, item in value.items():
-            if not isinstance(key, str):
-                raise NotJSON(path, f"key {key!r:.100} is a {type(key).__name__}, not a string")
-            _check_text(key, f"{path} (a key)")
-            _check(item, f"{path}[{key!r:.100}]", depth + 1)
+        _check_items(value, path, depth)
     else:
         raise NotJSON(path, f"a {type(value).__qualname__} is not JSON")
+
+
+def _check_items(items: dict[Any, Any], path: str, depth: int) -> None:
+    for key, item in items.items():
+        if not isinstance(key, str):
+            raise NotJSON(path, f"key {key!r:.100} is a {type(key).__name__}, not a string")
+        _check_text(key, f"{path} (a key)")
+        _check(item, f"{path}[{key!r:.100}]", depth + 1)
 
 
 def _check_text(text: str, path: str) -> None:
@@ -95,8 +99,7 @@ _PLAIN_TYPES: Final = frozenset({dict, list, tuple, str, int, float, bool, type(
 
 def _is_structured(value: Any) -> bool:
     """Whether ``value`` is an instance of a record type that msgspec can turn into a dict."""
-    cls: Any = type(value)
-    return isinstance(value, msgspec.Struct) or dataclasses.is_dataclass(cls) or hasattr(cls, "__attrs_attrs__")
+    return isinstance(value, msgspec.Struct) or dataclasses.is_dataclass(value) or hasattr(value, "__attrs_attrs__")
 
 
 @lru_cache(maxsize=512)

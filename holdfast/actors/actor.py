@@ -80,7 +80,7 @@ class SessionActor:
         self._context = context
         self.id = head.id
         self.incarnation = head.incarnation
-        self._head = head
+        self._head: Head = head
         """The rest of the row; what every write changes is kept beside it, in the four that follow."""
         self.version = head.version
         self.last_seq = head.last_seq

@@ -21,7 +21,8 @@ _UPDATE: Final = BulkStatement(
     "UPDATE sessions SET active_us = max(active_us, new.column5), version = new.column2 + new.column6,"
     " last_seq = new.column7, first_seq = new.column8 FROM (VALUES {rows}) AS new"
     " WHERE sessions.incarnation = new.column1 AND id = new.column9 AND version = new.column2"
-    " AND first_seq = new.column3 AND status = 'active' AND ifnull(active_us + ttl_us > new.column4, 1) AND ifnull(deadline_us > new.column4, 1)",
+    " AND first_seq = new.column3 AND status = 'active'"
+    " AND ifnull(active_us + ttl_us > new.column4, 1) AND ifnull(deadline_us > new.column4, 1)",
     "(?, ?, ?, ?, ?, ?, ?, ?, ?)",
 )
 """Columns: incarnation, version, base_first_seq, accepted_us, active_us, units, last_seq, first_seq, id."""
