@@ -54,7 +54,7 @@ unit: $(STAMP)
 	@$(BIN)/pytest $(PYTEST_ARGS)
 
 soak: $(STAMP)
-	HOLDFAST_SOAK_CYCLES=$(SOAK_CYCLES) $(BIN)/pytest tests/crash $(PYTEST_ARGS)
+	HOLDFAST_SOAK_CYCLES=$(SOAK_CYCLES) $(BIN)/pytest tests/crash -o faulthandler_timeout=0 $(PYTEST_ARGS)
 
 bench: $(STAMP)
 	@$(BIN)/python -m bench all $(BENCH_ARGS)
