@@ -48,6 +48,7 @@ def _check(value: Any, path: str, depth: int) -> None:
     """Raise `NotJSON` for the first thing in ``value`` that JSON cannot carry exactly."""
     if depth > _MAX_DEPTH:
         raise NotJSON(path, f"nested deeper than {_MAX_DEPTH} levels (or a cycle)")
+    kind = value.__class__
     if value is None or isinstance(value, bool | int):
         return
     if isinstance(value, str):
@@ -55,10 +56,10 @@ def _check(value: Any, path: str, depth: int) -> None:
     elif isinstance(value, float):
         if not math.isfinite(value):
             raise NotJSON(path, f"{value} is not a JSON number")
-    elif type(value) in (list, tuple):
+    elif kind in (list, tuple):
         for index, item in enumerate(value):
             _check(item, f"{path}[{index}]", depth + 1)
-    elif type(value) is dict:
+    elif kind is dict:
         _check_items(value, path, depth)
     else:
         raise NotJSON(path, f"a {type(value).__qualname__} is not JSON")

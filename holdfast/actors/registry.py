@@ -83,7 +83,7 @@ class Registry:
         self.hot: OrderedDict[str, SessionActor] = OrderedDict()
         """By session id, coldest first (roughly). Read it; change it only here."""
         self.untrimmed: set[tuple[str, int]] = set()
-        """Sessions with dropped events whose rows are still there."""
+        """Sessions with dropped events whose rows may still be there; those deleted are among them."""
         self.subscribed: set[SessionActor] = set()
         self.liveness = Signal(new_ack)
         """Set when there is activity to store, or a subscription to keep alive."""
@@ -319,7 +319,11 @@ class Registry:
         self._state_bytes += delta
 
     def grown(self, actor: SessionActor) -> None:
-        self.untrimmed.add((actor.id, actor.incarnation))
+        self._note_untrimmed(actor.id, actor.incarnation)
+
+    def _note_untrimmed(self, session_id: str, incarnation: int) -> None:
+        if self.config.background:  # else nobody would take it out again
+            self.untrimmed.add((session_id, incarnation))
 
     def created(self, actor: SessionActor) -> None:
         self._install(actor)
@@ -334,6 +338,7 @@ class Registry:
 
     def forget(self, session_id: str, incarnation: int) -> None:
         """The session is gone from the store: what a load has read of it is old news."""
+        self._note_untrimmed(session_id, incarnation)
         for load in self._loads.get(session_id, ()):
             load.ended.add(incarnation)
 

@@ -27,6 +27,8 @@ _log = structlog.stdlib.get_logger("holdfast.worker")
 
 _MARKER_AGE_US = 24 * 3600 * 1_000_000
 """Markers of writers that ended without forgetting theirs are dropped after a day."""
+_MANY_SESSIONS = 1_000
+"""With more of them to trim, a sweep over all is no dearer."""
 _TRIM_ROWS = 5_000
 """Rows deleted in one transaction."""
 
@@ -137,7 +139,8 @@ class Trimmer(Worker):
     async def pass_over(self) -> int:
         """Over the sessions of which events were dropped, or may have become too old or too many bytes."""
         registry, retention = self.engine.registry, self.engine.config.retention
-        if retention.max_event_age_s is not None or retention.max_event_bytes is not None:
+        bounded = retention.max_event_age_s is not None or retention.max_event_bytes is not None
+        if bounded or len(registry.untrimmed) > _MANY_SESSIONS:
             registry.untrimmed.clear()
             return await self._trim(None)
         ids, registry.untrimmed = registry.untrimmed, set()
