@@ -464,7 +464,9 @@ class EngineMachine(RuleBasedStateMachine):
         session = self.handle(instance, name)
         if session is None or self.model.sessions[name].closed:
             return
-        fault = self.instances[instance].backend.inject(FaultKind.REJECTED, times=None, when=touches(name))
+        backend = self.instances[instance].backend
+        backend.heal()
+        fault = backend.inject(FaultKind.REJECTED, times=None, when=touches(name))
         with pytest.raises(Rejected):
             self.run(lambda: session.append("never"))
         fault.release()
@@ -560,7 +562,7 @@ class TrioSQLiteMachine(SQLiteMachine):
     loop = "trio"
 
 
-_EXAMPLES = int(os.environ.get("HOLDFAST_EXAMPLES", "25"))
+_EXAMPLES = int(os.environ.get("HOLDFAST_EXAMPLES", "40"))
 _SETTINGS = settings(
     max_examples=_EXAMPLES,
     stateful_step_count=40,
