@@ -278,6 +278,9 @@ class SessionActor:
         status = outcome.status
         if status is Status.COMMITTED:
             self._committed(outcome)
+            if not self.mailbox.queue:
+                self.scheduled = False
+                return
         elif status is Status.CONFLICT:
             self._untake()
             self.exact = False

@@ -22,7 +22,7 @@ from holdfast.clock import Clock
 from holdfast.config import Config
 from holdfast.errors import ConfigError, DeadlineExceeded, SessionNotFound, StoreClosed
 from holdfast.model import Durability
-from holdfast.waiting import ack_factory
+from holdfast.waiting import Ack, ack_factory
 
 __all__ = ["Engine", "durability_in_force"]
 
@@ -86,6 +86,28 @@ class Engine:
         """As `durability_in_force`."""
         return durability_in_force(self.backend.capabilities, wanted)
 
+    def offer(self, session_id: str, incarnation: int, unit: Unit) -> Ack | None:
+        """Post a unit at once, if nothing has to be waited for first.
+
+        Returns its ack; whoever awaits it must set ``withdrawn`` afterwards, as `submit` does.
+        None:
+        it was not posted (or has no ack); use `submit`. This is the hot path: no coroutine of
+        its own.
+        """
+        actor = self.registry.hot.get(session_id)
+        if (
+            actor is None
+            or actor.incarnation != incarnation
+            or unit.ack is None
+            or self.closed
+            or (self.exclusive and actor.expired(unit.accepted_us))
+            or not self.registry.budget.admits(actor.mailbox, unit.size)
+        ):
+            return None
+        self.breaker.check()
+        actor.post(unit)
+        return unit.ack
+
     async def submit(self, session_id: str, incarnation: int, unit: Unit, deadline_s: float | None) -> None:
         """Put a unit in its session's mailbox, and wait for its acknowledgement.
 
@@ -96,28 +118,16 @@ class Engine:
         if deadline_s is not None:
             await self.by_deadline(deadline_s, unit, lambda: self.submit(session_id, incarnation, unit, None))
             return
-        actor = self.registry.hot.get(session_id)
-        if (
-            actor is None
-            or actor.incarnation != incarnation
-            or (self.exclusive and actor.expired(unit.accepted_us))
-            or self.closed
-            or not self.registry.budget.admits(actor.mailbox, unit.size)
-        ):
-            await self._submit_slowly(session_id, incarnation, unit)
+        ack = self.offer(session_id, incarnation, unit)
+        if ack is None:
+            if self.closed:
+                raise StoreClosed("the store is closed")
+            await self.post(await self.registry.hydrated(session_id, incarnation), unit)
             return
-        self.breaker.check()
-        actor.post(unit)
-        if unit.ack is not None:
-            try:
-                await unit.ack
-            finally:
-                unit.withdrawn = not unit.taken
-
-    async def _submit_slowly(self, session_id: str, incarnation: int, unit: Unit) -> None:
-        if self.closed:
-            raise StoreClosed("the store is closed")
-        await self.post(await self.registry.hydrated(session_id, incarnation), unit)
+        try:
+            await ack
+        finally:
+            unit.withdrawn = not unit.taken
 
     async def by_deadline(self, deadline_s: float, unit: Unit, submit: Callable[[], Awaitable[None]]) -> None:
         """Run ``submit`` for ``unit``. Raises: `DeadlineExceeded`, which says what is known of the unit."""
@@ -135,7 +145,7 @@ class Engine:
         if not budget.admits(actor.mailbox, unit.size):
             await budget.wait_for_room(actor.mailbox, unit.size)
             if actor.ended:  # meanwhile passivated, or gone: find its owner again
-                await self._submit_slowly(actor.id, actor.incarnation, unit)
+                await self.submit(actor.id, actor.incarnation, unit, None)
                 return
         actor.post(unit)
         if unit.ack is None:

@@ -175,7 +175,10 @@ class Lane:
             self._largest = max(self._largest, len(taken))
             for (source, write, _), outcome in zip(taken, outcomes, strict=True):
                 self._events += len(write.events)
-                _tell(source, source.settle, outcome)
+                try:
+                    source.settle(outcome)
+                except Exception as exc:
+                    source.crashed(exc)
 
     async def _bisect(self, taken: Sequence[_Taken], error: Rejected) -> None:
         """One of the writes is poison, and nothing was stored: find it by halves, save the others."""

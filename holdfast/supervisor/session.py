@@ -277,7 +277,14 @@ class Session:
             events=[event],
             only_events=True,
         )
-        await engine.submit(self.id, self.incarnation, unit, deadline_s)
+        ack = engine.offer(self.id, self.incarnation, unit) if deadline_s is None else None
+        if ack is None:
+            await engine.submit(self.id, self.incarnation, unit, deadline_s)
+        else:
+            try:
+                await ack
+            finally:
+                unit.withdrawn = not unit.taken
         return event.numbered(self.id, self.incarnation, unit.first_seq)
 
     async def append_many(
