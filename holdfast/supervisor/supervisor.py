@@ -123,8 +123,7 @@ class Supervisor:
         self._counted_at = float("-inf")
 
     def __repr__(self) -> str:
-        state = "open" if self._parts is not None and not self._parts.engine.closed else "closed"
-        return f"<Supervisor {state}>"
+        return f"<Supervisor {'open' if self.is_open else 'closed'}>"
 
     # Opening and closing
 
@@ -213,6 +212,11 @@ class Supervisor:
                 await self._backend.forget_markers(engine.writer.name, 0)
             except HoldfastError as exc:  # the janitor of another run will
                 _log.warning("markers.left", error=str(exc))
+
+    @property
+    def is_open(self) -> bool:
+        """Entered, and not closed yet."""
+        return self._parts is not None and not self._parts.engine.closed
 
     @property
     def _open_parts(self) -> _Parts:

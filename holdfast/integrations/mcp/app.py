@@ -15,7 +15,6 @@ from mcp.server.streamable_http_manager import (
 )
 from starlette.applications import Starlette
 
-from holdfast.errors import StoreClosed
 from holdfast.integrations.mcp._sdk import lowlevel, put_manager
 from holdfast.integrations.mcp.manager import HoldfastSessionManager
 
@@ -63,17 +62,9 @@ def streamable_http_app(
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncGenerator[None, None]:
-        async with nullcontext() if _is_open(store) else store, manager.run():
+        async with nullcontext() if store.is_open else store, manager.run():
             yield
 
     put_manager(app, inner, manager)
     app.router.lifespan_context = lifespan
     return app
-
-
-def _is_open(store: Supervisor) -> bool:
-    try:
-        store.capabilities  # noqa: B018
-    except StoreClosed:
-        return False
-    return True

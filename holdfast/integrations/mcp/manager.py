@@ -6,6 +6,7 @@ versions go to the SDK's own handling, untouched.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, Final
@@ -188,7 +189,9 @@ class HoldfastSessionManager(ManagerSeam):
             raise _Refusal(_too_many(self.max_sessions))
         try:
             with _store_errors():
-                session = await self._store.create(owner=owner_of(scope), **self._session_options)
+                # Where nobody logs in, the id is the only credential: 192 random bits, not a UUIDv7's 62.
+                session_id = secrets.token_urlsafe(24)
+                session = await self._store.create(session_id, owner=owner_of(scope), **self._session_options)
         except LimitExceeded as exc:
             raise _Refusal(_too_many(exc.limit)) from None
         watch = SendWatch(send)
