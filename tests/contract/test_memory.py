@@ -13,3 +13,12 @@ class TestMemory(BackendContract, StoreContract):
     def make_backend(self) -> MakeBackend:
         data = MemoryData()
         return lambda: MemoryBackend(shared=data)
+
+
+class TestMemoryAlone(BackendContract, StoreContract):
+    """Nobody else can write: reads come from the actors."""
+
+    @pytest.fixture
+    def make_backend(self) -> MakeBackend:
+        backend = MemoryBackend()
+        return lambda: backend

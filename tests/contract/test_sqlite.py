@@ -14,3 +14,11 @@ class TestSQLite(BackendContract, StoreContract):
     @pytest.fixture
     def make_backend(self, tmp_path: Path) -> MakeBackend:
         return lambda: SQLiteBackend(SQLiteConfig(path=str(tmp_path / "sessions.db")))
+
+
+class TestSQLiteExclusive(BackendContract, StoreContract):
+    """The file is locked: reads come from the actors."""
+
+    @pytest.fixture
+    def make_backend(self, tmp_path: Path) -> MakeBackend:
+        return lambda: SQLiteBackend(SQLiteConfig(path=str(tmp_path / "sessions.db"), exclusive=True))

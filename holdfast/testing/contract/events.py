@@ -226,7 +226,7 @@ class EventContract(StoreBase):
             with pytest.raises(EventGap):
                 await session.events(after=events[5].id)
 
-    async def test_gap_with_nothing_held(self, store: Supervisor, open_store: OpenStore, clock: ManualClock) -> None:
+    async def test_gap_with_nothing_held(self, open_store: OpenStore, clock: ManualClock) -> None:
         """C27: all events gone by age: the gap says that none is held."""
         async with open_store(retention=RetentionConfig(max_event_age_s=60)) as aged:
             session = await aged.create(ttl_s=None)

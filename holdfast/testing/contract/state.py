@@ -318,6 +318,24 @@ class StateContract(StoreBase):
         assert caught.value.actual == 0
         assert await session.compare_and_set("k", 3, version=0) > version
 
+    async def test_versions_of_one_flush(self, store: Supervisor, second: Supervisor, open_store: OpenStore) -> None:
+        """C17: writes that are committed together have versions of their own, the same for everybody."""
+        session = await store.create("s")
+        async with anyio.create_task_group() as tasks:
+            for number in range(30):
+                tasks.start_soon(session.set, f"k{number}", number)
+        versions = {key: (await session.get_versioned(key))[1] for key in await session.keys()}
+        assert len(set(versions.values())) == 30
+        other = await second.require("s")
+        assert {key: (await other.get_versioned(key))[1] for key in versions} == versions
+        await store.close()
+        if second is not store:
+            await second.close()
+        async with open_store() as again:
+            session = await again.require("s")
+            for key, version in versions.items():
+                await session.compare_and_set(key, "new", version=version)
+
     async def test_racing_compare_and_set_has_one_winner(self, store: Supervisor, second: Supervisor) -> None:
         """C17: from one version, one of many."""
         session = await store.create("s")
