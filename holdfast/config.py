@@ -33,10 +33,11 @@ class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                 continue
             if not value > 0 and name not in _MAY_BE_ZERO:
                 raise ConfigError(name, f"must be above 0, not {value}")
-            if value < 0 or value != value:
-                raise ConfigError(name, f"must not be negative, not {value}")
+            if not 0 <= value < _FAR_TOO_MUCH:
+                raise ConfigError(name, f"must be finite and not negative, not {value}")
 
 
+_FAR_TOO_MUCH = 1e15
 _MAY_BE_ZERO = frozenset({"linger_s", "max_restarts", "ring_events", "jitter"})
 
 

@@ -2,9 +2,8 @@
 
 Callers put units in its mailbox. A writer lane runs its turns: `take` merges units into one
 `SessionWrite`, `settle` takes the commit's outcome, acknowledges the callers and wakes the
-subscribers. Both are plain functions, so a lone event costs no task switch of the actor's own. The
-actor's task (`run`) does what must wait: loading the state anew after a conflict or a failure, and
-restarting after a crash.
+subscribers. Both are plain functions, so a lone event costs no task switch of the actor's own. What
+must wait, loading the state anew or restarting after a crash, is done by the actor's task (`Recovery`).
 
 What a caller can see here (`state`, `last_seq`, `ring`) is committed, always: it changes only in
 `settle` and `adopt`.
@@ -12,14 +11,14 @@ What a caller can see here (`state`, `last_seq`, `ring`) is committed, always: i
 
 from __future__ import annotations
 
-from collections import deque
-
 import msgspec
 import structlog
 
 from holdfast.actors.context import ActorContext, Subscriber
 from holdfast.actors.mailbox import Mailbox
 from holdfast.actors.merge import Turn, append_events, entry_bytes
+from holdfast.actors.recovery import Recovery
+from holdfast.actors.ring import Ring
 from holdfast.actors.unit import Unit
 from holdfast.backends.base import Head, Outcome, SessionWrite, Snapshot, StateValue, Status, expiry_us
 from holdfast.errors import (
@@ -29,10 +28,9 @@ from holdfast.errors import (
     SessionClosed,
     SessionExists,
     SessionNotFound,
-    Unavailable,
     copy_for_caller,
 )
-from holdfast.model import Durability, Event
+from holdfast.model import Durability
 
 __all__ = ["SessionActor"]
 
@@ -43,36 +41,10 @@ class SessionActor:
     """One hot session. Not for use from outside the event loop it runs on."""
 
     __slots__ = (
-        "__weakref__",
-        "_cautious",
-        "_context",
-        "_crash",
-        "_crashes",
-        "_head",
-        "_running",
-        "_taken",
-        "_write",
-        "active_us",
-        "barriers",
-        "creating",
-        "ended",
-        "exact",
-        "first_seq",
-        "id",
-        "incarnation",
-        "last_seq",
-        "mailbox",
-        "restarting",
-        "ring",
-        "scheduled",
-        "state",
-        "state_bytes",
-        "subscribers",
-        "touched_since_us",
-        "touched_us",
-        "used",
-        "version",
-    )
+        "__weakref__", "_cautious", "_context", "_head", "_recovery", "_taken", "_write", "active_us", "barriers",
+        "creating", "ended", "exact", "first_seq", "id", "incarnation", "last_seq", "mailbox", "restarting", "ring",
+        "scheduled", "state", "state_bytes", "subscribers", "touched_since_us", "touched_us", "used", "version",
+    )  # fmt: skip
 
     def __init__(
         self, context: ActorContext, head: Head, state: dict[str, StateValue], *, create: bool = False
@@ -100,8 +72,8 @@ class SessionActor:
         self.used = True
         """Since the registry's last look (for second-chance replacement)."""
         self.subscribers: set[Subscriber] | None = None
-        self.ring: deque[Event] | None = None
-        """The newest committed events, consecutive; kept only while there are subscribers."""
+        self.ring: Ring | None = None
+        """Kept only while there are subscribers."""
         self.touched_us = 0
         """Latest activity that is not stored yet; 0: none."""
         self.touched_since_us = 0
@@ -112,9 +84,7 @@ class SessionActor:
         self._taken: list[Unit] = []
         self._cautious = 0
         """So many units to commit one by one: one of them was rejected in company."""
-        self._crash: Exception | None = None
-        self._crashes: list[float] | None = None
-        self._running = False
+        self._recovery: Recovery | None = None
 
     def __repr__(self) -> str:
         return f"<SessionActor {self.id!r} v{self.version} seq {self.last_seq}>"
@@ -154,6 +124,18 @@ class SessionActor:
         head = self._head
         expires_us = expiry_us(max(self.active_us, self.touched_us), head.ttl_us, head.deadline_us)
         return expires_us is not None and expires_us <= now_us
+
+    def ended_for_certain(self, at_us: int) -> bool:
+        """Whether it has expired, and nobody can have prolonged it without this process's knowledge."""
+        deadline_us = self._head.deadline_us
+        if deadline_us is not None and deadline_us <= at_us:
+            return True
+        return self._context.exclusive and self.expired(at_us)
+
+    def lapses_by(self, at_us: int) -> bool:
+        """Whether its life as stored ends by then, activity that is not stored yet left aside."""
+        ttl_us = self._head.ttl_us
+        return ttl_us is not None and self.active_us + ttl_us <= at_us
 
     def touch(self, now_us: int) -> None:
         """Note activity, to be stored with the next write or by the keeper."""
@@ -228,9 +210,10 @@ class SessionActor:
             if unit.durability.rank > level.rank:
                 level = unit.durability
         write.active_us = active_us
-        write.accepted_us = taken[0].accepted_us
-        if self.touched_us:
-            write.accepted_us = min(write.accepted_us, self.touched_since_us)
+        first_us = taken[0].accepted_us
+        if self.touched_us and not self.expired(first_us):  # alive then, by activity that is stored with this
+            first_us = min(first_us, self.touched_since_us)
+        write.accepted_us = first_us
         return level
 
     def _merged(self, turn: Turn, unit: Unit) -> bool:
@@ -271,7 +254,7 @@ class SessionActor:
     def _nothing_taken(self) -> None:
         self.scheduled = False
         if self.mailbox.queue:  # a unit that computes needs the exact state first
-            self._wake()
+            self._recover()
 
     def settle(self, outcome: Outcome) -> None:
         """The commit's outcome for the write of the last `take`."""
@@ -285,7 +268,7 @@ class SessionActor:
             self._untake()
             self.exact = False
             self.scheduled = False
-            self._wake()
+            self._recover()
             return
         elif status is Status.CLOSED:
             self._fail_taken(SessionClosed(self.id))
@@ -296,7 +279,7 @@ class SessionActor:
         else:
             self._fail_taken(SessionNotFound(self.id))
             self.end()
-        self._next_turn()
+        self.next_turn()
 
     def _committed(self, outcome: Outcome) -> None:
         write = self._write
@@ -325,7 +308,8 @@ class SessionActor:
             self.exact = False
             self.version = new_version
         if self.subscribers and write.events:
-            self._extend_ring(write, base_seq)
+            self.ring = self.ring or Ring(self._context.config.actors.ring_events)
+            self.ring.extend(write, base_seq)
         self.last_seq = max(self.last_seq, base_seq + len(write.events))
         if first_seq > outcome.base_first_seq:
             self.first_seq = max(self.first_seq, first_seq)
@@ -347,9 +331,9 @@ class SessionActor:
     def _touches_stored(self, active_us: int) -> None:
         if self.touched_us <= active_us:
             self.touched_us = self.touched_since_us = 0
+            self._context.untouched(self)
         else:  # active again since the write was taken; alive by what it has stored
             self.touched_since_us = max(self.touched_since_us, active_us)
-            self._context.touched(self)
 
     def _apply_state(self, write: SessionWrite) -> None:
         state, before = self.state, self.state_bytes
@@ -368,15 +352,6 @@ class SessionActor:
         old = self.state.pop(key, None)
         if old is not None:
             self.state_bytes -= entry_bytes(key, old.raw)
-
-    def _extend_ring(self, write: SessionWrite, base_seq: int) -> None:
-        ring = self.ring
-        if ring is None:
-            ring = self.ring = deque(maxlen=self._context.config.actors.ring_events)
-        elif ring and ring[-1].seq != base_seq:
-            ring.clear()
-        for seq, event in enumerate(write.events, base_seq + 1):
-            ring.append(event.numbered(write.id, write.incarnation, seq))
 
     def _acknowledge(self, outcome: Outcome) -> None:
         version, seq, first_seq, size = outcome.base_version, outcome.base_seq, outcome.base_first_seq, 0
@@ -399,7 +374,8 @@ class SessionActor:
                 ack.set_result(None)
         self._context.budget.release(self.mailbox, len(self._taken), size)
 
-    def _next_turn(self) -> None:
+    def next_turn(self) -> None:
+        """A turn is over; queue for the next, if something waits."""
         self.scheduled = False
         if self.mailbox.queue and not self.restarting:
             self.scheduled = True
@@ -410,7 +386,7 @@ class SessionActor:
         self._fail_taken(error)
         if isinstance(error, OutcomeUnknown):
             self.exact = False
-        self._next_turn()
+        self.next_turn()
 
     def reject(self, error: Exception) -> None:
         """The store refuses the write for good: find out which of its units is to blame."""
@@ -419,7 +395,7 @@ class SessionActor:
             self._untake()
         else:
             self._fail_taken(error)
-        self._next_turn()
+        self.next_turn()
 
     def fail_waiting(self, error: Exception) -> None:
         """Fail what no flush has taken: none of it is stored."""
@@ -437,8 +413,7 @@ class SessionActor:
         self.exact = False
         self.scheduled = False
         self.restarting = True
-        self._crash = error
-        self._wake()
+        self._recover(error)
 
     def _untake(self) -> None:
         self.mailbox.put_back(self._taken)
@@ -453,8 +428,6 @@ class SessionActor:
         if unit.ack is None:
             if not unit.touch_only:
                 self._context.lost(self, 1, error)
-            elif self.touched_us and not self.ended:
-                self._context.touched(self)
         elif not unit.ack.done():
             unit.ack.set_exception(copy_for_caller(error) if isinstance(error, HoldfastError) else error)
         self._forget(unit)
@@ -507,54 +480,16 @@ class SessionActor:
         for subscriber in list(self.subscribers or ()):
             subscriber.wake()
 
-    # The task
-
-    def _wake(self) -> None:
-        """There is something to wait for: start the task, unless it runs."""
-        if not self._running and not self.ended:
-            self._running = True
-            self._context.spawn(self)
-
-    async def run(self) -> None:
-        """The actor's own task, while it has something to wait for. A cancellation leaves no trace."""
-        try:
-            while not self.ended and (self._crash is not None or self._needs_state()):
-                if self._crash is not None:
-                    await self._restart(self._crash)
-                else:
-                    await self._reload()
-        finally:
-            self._running = False
-
-    def _needs_state(self) -> bool:
-        """A unit that computes is next, and the state is not exact."""
-        return bool(not self.exact and self.mailbox.queue and not self.scheduled)
-
     def stop(self) -> None:
         """The actor is passive now."""
         self.ended = True
 
-    async def _reload(self) -> None:
-        try:
-            await self._context.load(self)
-        except HoldfastError as exc:
-            self.fail_waiting(Unavailable(f"the session's state could not be read: {exc}"))
-            return
-        self._next_turn()
+    @property
+    def waits_for_state(self) -> bool:
+        """A unit that computes is next, and the state is not exact."""
+        return bool(not self.exact and self.mailbox.queue and not self.scheduled)
 
-    async def _restart(self, crash: Exception) -> None:
-        context = self._context
-        self._crash = None
-        self._crashes, delay_s = context.restart_policy.decide(self._crashes or [], context.clock.monotonic())
-        if delay_s is None:
-            _log.error("actor.gave_up", session_id=self.id, crashes=len(self._crashes))
-            self.restarting = False
-            self.ended = True
-            self.fail_waiting(ActorCrashed(self.id))
-            context.gave_up(self)
-            self.wake_subscribers()
-            return
-        await context.clock.sleep(delay_s)
-        self.restarting = False
-        _log.info("actor.restarted", session_id=self.id, after=repr(crash)[:200])
-        self._next_turn()
+    def _recover(self, crash: Exception | None = None) -> None:
+        if self._recovery is None:
+            self._recovery = Recovery(self, self._context)
+        self._recovery.start(crash)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Protocol
 
 from holdfast.actors.mailbox import Budget
 from holdfast.clock import Clock
@@ -38,8 +38,8 @@ class ActorContext(Protocol):
         """Queue the actor with its writer lane for a turn."""
         ...
 
-    def spawn(self, actor: SessionActor) -> None:
-        """Run the actor's task."""
+    def spawn(self, task: Callable[[], Coroutine[Any, Any, None]], /) -> None:
+        """Run an actor's task."""
         ...
 
     def load(self, actor: SessionActor) -> Awaitable[None]:
@@ -48,6 +48,10 @@ class ActorContext(Protocol):
 
     def touched(self, actor: SessionActor) -> None:
         """It has activity that is not stored yet."""
+        ...
+
+    def untouched(self, actor: SessionActor) -> None:
+        """All its activity is stored."""
         ...
 
     def resized(self, delta: int) -> None:

@@ -100,7 +100,7 @@ class Engine:
             or actor.incarnation != incarnation
             or unit.ack is None
             or self.closed
-            or (self.exclusive and actor.expired(unit.accepted_us))
+            or actor.ended_for_certain(unit.accepted_us)
             or not self.registry.budget.admits(actor.mailbox, unit.size)
         ):
             return None
@@ -187,11 +187,24 @@ class Engine:
         if actor is not None and actor.barriers:
             await self.settled(actor)
         actor = await self.registry.find_incarnation(session_id, incarnation, cached=cached, state=state)
-        if self.config.background:
-            actor.touch(self.clock.now_us())
-        elif actor.ttl_us is not None:
-            await self.settled(actor)
+        await self.note_read(actor)
         return actor
+
+    async def note_read(self, actor: SessionActor) -> None:
+        """A read is activity: store it soon, or at once where it could come too late.
+
+        That is, near the end of the session's stored life, where another instance might expire it
+        before the keeper's next tick; and always where no keeper runs.
+        Raises: `SessionNotFound` if the session was expired before the activity was stored.
+        """
+        now_us = self.clock.now_us()
+        if not self.config.background:
+            if actor.ttl_us is not None:
+                await self.settled(actor)
+        else:
+            actor.touch(now_us)
+            if not self.exclusive and actor.touched_us and actor.lapses_by(now_us + 2 * self.registry.tick_us):
+                await self.settled(actor)
 
     async def within(self, deadline_s: float | None, read: Callable[[], Awaitable[_T]]) -> _T:
         """Run a read under its deadline. Raises: `DeadlineExceeded`, and what the read raises."""

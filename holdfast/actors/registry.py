@@ -8,7 +8,8 @@ passive session costs no memory.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 import anyio
 import msgspec
@@ -32,6 +33,9 @@ from holdfast.waiting import Ack, Signal
 __all__ = ["Registry", "RegistryStatistics"]
 
 _log = structlog.stdlib.get_logger("holdfast.registry")
+
+
+_SHORTEST_TICK_US = 20_000
 
 
 class RegistryStatistics(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,11 +91,12 @@ class Registry:
         self.subscribed: set[SessionActor] = set()
         self.liveness = Signal(new_ack)
         """Set when there is activity to store, or a subscription to keep alive."""
-        self.shorter_ttl = Signal(new_ack)
-        """Set when ``shortest_ttl_us`` has changed."""
+        self.shorter_tick = Signal(new_ack)
+        """Set when ``tick_us`` has changed."""
         self.audience = Signal(new_ack)
         """Set when the first session is subscribed to, and when the last no longer is."""
-        self.shortest_ttl_us: int | None = None
+        self.tick_us = round(config.janitor.touch_interval_s * 1_000_000)
+        """Activity of reads is stored at most so late; well within the shortest TTL seen."""
         self._touched: set[SessionActor] = set()
         self.schedule = writer.schedule
         self._reader = reader
@@ -138,7 +143,7 @@ class Registry:
             actor = await self._refresh(session_id)
             if actor is None or actor.incarnation != incarnation:
                 raise SessionNotFound(session_id)
-        if self.exclusive and actor.expired(self.clock.now_us()):
+        if actor.ended_for_certain(self.clock.now_us()):
             raise SessionNotFound(session_id)
         return actor
 
@@ -201,9 +206,9 @@ class Registry:
         self._hydrated += 1
         self._state_bytes += actor.state_bytes
         ttl_us = actor.ttl_us
-        if ttl_us is not None and (self.shortest_ttl_us is None or ttl_us < self.shortest_ttl_us):
-            self.shortest_ttl_us = ttl_us
-            self.shorter_ttl.set()
+        if ttl_us is not None and ttl_us // 4 < self.tick_us:
+            self.tick_us = max(ttl_us // 4, _SHORTEST_TICK_US)
+            self.shorter_tick.set()
         return actor
 
     # Room for hot sessions
@@ -264,22 +269,21 @@ class Registry:
 
     def store_touches(self, *, acknowledged: bool = False) -> list[Ack]:
         """Write down all activity that is not stored yet; the acks (if wanted) tell when that is done."""
-        touched, self._touched = self._touched, set()
         acks: list[Ack] = []
-        for actor in touched:
-            if not actor.ended and actor.touched_us:
-                ack = self.new_ack() if acknowledged else None
-                if ack is not None:
-                    acks.append(ack)
-                actor.post(
-                    Unit(
-                        accepted_us=actor.touched_us,
-                        size=0,
-                        durability=Durability.MEMORY,
-                        ack=ack,
-                        touch_only=True,
-                    )
+        for actor in self._touched:
+            if acknowledged:
+                acks.append(self.new_ack())
+            elif actor.mailbox.dirty_units:
+                continue  # what is under way there stores it
+            actor.post(
+                Unit(
+                    accepted_us=actor.touched_us,
+                    size=0,
+                    durability=Durability.MEMORY,
+                    ack=acks[-1] if acknowledged else None,
+                    touch_only=True,
                 )
+            )
         return acks
 
     def subscribe(self, actor: SessionActor, subscriber: Subscriber) -> None:
@@ -303,13 +307,16 @@ class Registry:
 
     # What actors report (`ActorContext`)
 
-    def spawn(self, actor: SessionActor) -> None:
-        self._tasks.start_soon(actor.run)
+    def spawn(self, task: Callable[[], Coroutine[Any, Any, None]], /) -> None:
+        self._tasks.start_soon(task)
 
     def touched(self, actor: SessionActor) -> None:
         if not self._touched:
             self.liveness.set()
         self._touched.add(actor)
+
+    def untouched(self, actor: SessionActor) -> None:
+        self._touched.discard(actor)
 
     @property
     def has_touches(self) -> bool:

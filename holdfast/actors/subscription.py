@@ -129,11 +129,9 @@ class Subscription:
 
     async def _fetch(self, actor: SessionActor) -> None:
         """Read on from the ring if it holds what comes next, else from the store."""
-        ring = actor.ring
-        if ring and ring[0].seq <= self._seq + 1 <= ring[-1].seq:
-            skip = self._seq + 1 - ring[0].seq
-            events = [ring[index] for index in range(skip, len(ring))]
-            scanned_seq = ring[-1].seq
+        events = actor.ring.after(self._seq) if actor.ring is not None else []
+        if events:
+            scanned_seq = events[-1].seq
             if self._stream is not None:
                 events = [event for event in events if event.stream == self._stream]
         else:

@@ -15,7 +15,7 @@ import msgspec
 from holdfast.backends.base import Backend, LoadRequest, Snapshot
 from holdfast.backends.breaker import Breaker
 from holdfast.config import Config
-from holdfast.errors import HoldfastError, Overloaded, Unavailable, copy_for_caller
+from holdfast.errors import HoldfastError, Overloaded, StoreClosed, Unavailable, copy_for_caller
 from holdfast.waiting import Ack
 
 __all__ = ["Reader", "ReaderStatistics"]
@@ -110,7 +110,7 @@ class Reader:
             self._fail(batch, exc)
             return
         except BaseException:  # the engine stops
-            self._fail(batch, Unavailable("the engine was stopped during the read"))
+            self._fail(batch, StoreClosed("the store was closed during the read"))
             raise
         self._breaker.success()
         self._batches += 1

@@ -302,7 +302,7 @@ class Supervisor:
         actor = await engine.within(deadline_s, lambda: engine.registry.find(id, state=engine.exclusive))
         if actor is None or (owner is not None and actor.owner != owner):
             return None
-        actor.touch(self.clock.now_us())
+        await engine.note_read(actor)
         return self._handle(id, actor.incarnation)
 
     async def require(self, id: str, *, owner: str | None = None, deadline_s: float | None = None) -> Session:

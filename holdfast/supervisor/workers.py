@@ -180,7 +180,6 @@ class Keeper(Worker):
     """
 
     name = "keeper"
-    shortest_tick_s = 0.02
 
     async def run(self) -> None:
         registry = self.engine.registry
@@ -207,19 +206,12 @@ class Keeper(Worker):
         async with anyio.create_task_group() as tasks:
 
             async def sleep() -> None:
-                await self.engine.clock.sleep(self._tick_s())
+                await self.engine.clock.sleep(self.engine.registry.tick_us / 1_000_000)
                 tasks.cancel_scope.cancel()
 
             tasks.start_soon(sleep)
-            await self.engine.registry.shorter_ttl.wait()
+            await self.engine.registry.shorter_tick.wait()
             tasks.cancel_scope.cancel()
-
-    def _tick_s(self) -> float:
-        interval_s = self.engine.config.janitor.touch_interval_s
-        shortest_ttl_us = self.engine.registry.shortest_ttl_us
-        if shortest_ttl_us is not None:
-            interval_s = min(interval_s, shortest_ttl_us / 4_000_000)
-        return max(interval_s, self.shortest_tick_s)
 
 
 class Passivator(Worker):

@@ -41,7 +41,10 @@ def fetch(version: str) -> tuple[Path, Path]:
     if not source.exists():
         pip("download", "--no-deps", "--no-binary", "mcp", "--dest", str(folder), f"mcp=={version}")
         with tarfile.open(folder / f"mcp-{version}.tar.gz") as archive:
-            archive.extractall(folder, filter="data")
+            if hasattr(tarfile, "data_filter"):
+                archive.extractall(folder, filter="data")
+            else:  # Python before 3.11.4
+                archive.extractall(folder)
     if not needed.exists():
         pip("install", "--target", str(needed), *NEEDED)
     return source, needed
