@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -11,6 +13,8 @@ from holdfast.testing.contract import BackendContract, MakeBackend, StoreContrac
 
 
 class TestSQLite(BackendContract, StoreContract):
+    mass_expiry_sessions: ClassVar[int] = int(os.environ.get("HOLDFAST_SOAK_SESSIONS", "3000"))
+
     @pytest.fixture
     def make_backend(self, tmp_path: Path) -> MakeBackend:
         return lambda: SQLiteBackend(SQLiteConfig(path=str(tmp_path / "sessions.db")))

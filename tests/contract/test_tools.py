@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import IO
 
 import anyio
 import pytest
@@ -18,6 +19,7 @@ pytestmark = pytest.mark.anyio
 
 async def test_sleepers_wake_in_the_order_of_their_deadlines(clock: ManualClock) -> None:
     log = list[tuple[str, float]]()
+    start_us = clock.now_us()
 
     async def loop(name: str, seconds: float) -> None:
         while True:
@@ -27,7 +29,6 @@ async def test_sleepers_wake_in_the_order_of_their_deadlines(clock: ManualClock)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(loop, "a", 2)
         tasks.start_soon(loop, "b", 3)
-        start_us = clock.now_us()
         await clock.advance(7)
         tasks.cancel_scope.cancel()
     assert sorted(log) == [("a", 2.0), ("a", 4.0), ("a", 6.0), ("b", 3.0), ("b", 6.0)]
@@ -52,10 +53,11 @@ async def test_leaks_are_found(tmp_path: Path) -> None:
             async with assert_no_leaks(patience_s=0.02):
                 tasks.start_soon(anyio.sleep_forever)
         tasks.cancel_scope.cancel()
+    files = list[IO[str]]()
     with pytest.raises(Leaks, match="leaked"):
         async with assert_no_leaks(patience_s=0.02):
-            file = (tmp_path / "leaked").open("w")
-    file.close()
+            files.append((tmp_path / "leaked").open("w"))
+    files[0].close()
 
 
 async def test_faults_strike_as_planned() -> None:

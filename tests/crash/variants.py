@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import anyio
+import msgspec
 
-from holdfast.backends.base import Backend, Batch, Marker, Outcome, Status
+from holdfast.backends.base import (
+    Backend,
+    Batch,
+    EventPage,
+    EventQuery,
+    Head,
+    LoadRequest,
+    Marker,
+    NewEvent,
+    Outcome,
+    SessionWrite,
+    Snapshot,
+    Status,
+)
 from holdfast.errors import OutcomeUnknown
-from holdfast.supervisor.supervisor import Supervisor
 from holdfast.testing import FaultyBackend
 
 __all__ = ["VARIANTS", "AcknowledgesEarly", "ForgetsMarkers", "PublishesEarly"]
@@ -27,19 +40,46 @@ class AcknowledgesEarly(FaultyBackend):
 
 
 class PublishesEarly(FaultyBackend):
-    """Shows events to subscribers, and commits them a little later."""
+    """Shows the events of a commit that is still under way to everybody who looks, and tells them to look."""
 
-    store: Supervisor
+    _pending: Sequence[SessionWrite] = ()
+    _changed: Callable[[Sequence[str] | None], None] | None = None
 
     async def commit(self, batch: Batch) -> list[Outcome]:
-        for write in batch.writes:
-            actor = self.store._engine.registry.hot.get(write.id)
-            if actor is not None and actor.subscribers and write.events:
-                actor._extend_ring(write, write.base_seq)
-                actor.last_seq = max(actor.last_seq, write.base_seq + len(write.events))
-                actor.wake_subscribers()
-        await anyio.sleep(0.005)
-        return await self.inner.commit(batch)
+        self._pending = batch.writes
+        if self._changed is not None:
+            self._changed([write.id for write in batch.writes])
+        await anyio.sleep(0.02)
+        try:
+            return await self.inner.commit(batch)
+        finally:
+            self._pending = ()
+
+    async def watch(self, changed: Callable[[Sequence[str] | None], None]) -> None:
+        self._changed = changed
+        await self.inner.watch(changed)
+
+    async def load(self, requests: Sequence[LoadRequest]) -> list[Snapshot | None]:
+        snapshots = await self.inner.load(requests)
+        return [snapshot and Snapshot(self._ahead(snapshot.head), snapshot.state) for snapshot in snapshots]
+
+    def _ahead(self, head: Head) -> Head:
+        return msgspec.structs.replace(head, last_seq=head.last_seq + len(self._events(head.id)))
+
+    def _events(self, session_id: str) -> list[NewEvent]:
+        return [event for write in self._pending if write.id == session_id for event in write.events]
+
+    async def read_events(self, query: EventQuery) -> EventPage | None:
+        page = await self.inner.read_events(query)
+        if page is None or page.more:
+            return page
+        early = [
+            event.numbered(query.id, query.incarnation, seq)
+            for seq, event in enumerate(self._events(query.id), page.last_seq + 1)
+        ]
+        last_seq = page.last_seq + len(early)
+        shown = [event for event in early if event.seq > query.after_seq]
+        return page._replace(events=[*page.events, *shown], scanned_seq=last_seq, last_seq=last_seq)
 
 
 class ForgetsMarkers(FaultyBackend):

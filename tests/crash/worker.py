@@ -22,7 +22,7 @@ from holdfast.model import LATEST, Durability
 from holdfast.supervisor.session import Session
 from holdfast.supervisor.supervisor import Supervisor
 from tests.crash.ledger import SESSIONS
-from tests.crash.variants import VARIANTS, PublishesEarly
+from tests.crash.variants import VARIANTS
 
 
 def tell(*entry: Any) -> None:
@@ -53,8 +53,6 @@ async def work(options: argparse.Namespace) -> None:
     backend = VARIANTS[options.variant](SQLiteBackend(SQLiteConfig(path=options.path)))
     config = Config(durability=Durability(options.durability), ttl_s=None, retention=RetentionConfig(max_events=None))
     async with Supervisor(backend, config) as store:
-        if isinstance(backend, PublishesEarly):
-            backend.store = store
         sessions = [await store.require(name) for name in SESSIONS]
         async with anyio.create_task_group() as tasks:
             for number, session in enumerate(sessions):
