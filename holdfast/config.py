@@ -88,7 +88,7 @@ class WriterConfig(_Section, frozen=True, kw_only=True):
     """Flushes in flight at once; None: what the backend prefers."""
     linger_s: float = 0.0
     """Wait so long for company before a flush. Natural batching rarely needs it."""
-    max_batch_sessions: int = 1_000
+    max_batch_sessions: int = 500
     max_batch_bytes: int = 4 << 20
     max_session_units: int = 1_000
     """Units of one session in one flush, so that a busy session does not starve the others."""
