@@ -57,6 +57,8 @@ class Engine:
         self.clock = clock
         self.new_ack = ack_factory()
         self.breaker = Breaker(config.writer, clock)
+        self.read_breaker = Breaker(config.writer, clock)
+        """Of its own: a store that cannot write (a full disk, say) may still read."""
         self.writer = Writer(
             backend,
             config.writer,
@@ -66,7 +68,7 @@ class Engine:
             new_ack=self.new_ack,
             max_events=config.retention.max_events,
         )
-        self.reader = Reader(backend, config, breaker=self.breaker, new_ack=self.new_ack)
+        self.reader = Reader(backend, config, breaker=self.read_breaker, new_ack=self.new_ack)
         self.exclusive = backend.capabilities.exclusive
         self.registry = Registry(
             config,
@@ -77,7 +79,7 @@ class Engine:
             new_ack=self.new_ack,
             exclusive=self.exclusive,
         )
-        self.log = EventLog(backend, self.registry, self.breaker, read_timeout_s=config.writer.read_timeout_s)
+        self.log = EventLog(backend, self.registry, self.read_breaker, read_timeout_s=config.writer.read_timeout_s)
         self.durability = self.check_durability(config.durability)
         """Of writes that ask for none."""
         self.closed = False

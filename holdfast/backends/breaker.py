@@ -16,7 +16,7 @@ _log = structlog.stdlib.get_logger("holdfast.breaker")
 
 
 class Breaker:
-    """Counts failures in a row. One for all lanes and readers of a backend.
+    """Counts failures in a row. One for all lanes of a backend, one for all its readers.
 
     closed: all is well. open: work is refused. half-open: the cool-down is over, and whatever comes
     next is the probe; it closes the breaker or opens it anew.

@@ -10,9 +10,18 @@ _COMMITTED = Status.COMMITTED
 
 
 def changes_session(write: SessionWrite) -> bool:
-    """Whether the write needs an active session: more than a touch, a trim or a delete."""
+    """Whether the write needs an active session: more than a touch, a trim or a delete.
+
+    A fenced write does even if it changes nothing: a remove of a key that is not there is a write.
+    """
     return bool(
-        write.events or write.sets or write.removes or write.cleared or write.close or write.metadata is not None
+        write.events
+        or write.sets
+        or write.removes
+        or write.cleared
+        or write.close
+        or write.metadata is not None
+        or (write.fenced and not write.delete)
     )
 
 

@@ -72,8 +72,10 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True):
     lanes: list[LaneStatistics]
     reader: ReaderStatistics
     breaker: str
-    """"closed", "open" or "half-open"."""
+    """Of writes: "closed", "open" or "half-open"."""
     breaker_opened: int
+    read_breaker: str
+    read_breaker_opened: int
     workers: dict[str, WorkerStatistics]
 
 
@@ -398,6 +400,8 @@ class Supervisor:
             reader=engine.reader.statistics(),
             breaker=engine.breaker.state,
             breaker_opened=engine.breaker.opened,
+            read_breaker=engine.read_breaker.state,
+            read_breaker_opened=engine.read_breaker.opened,
             workers={worker.name: worker.statistics() for worker in self._open_parts.workers},
         )
 
