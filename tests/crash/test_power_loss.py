@@ -45,7 +45,8 @@ class Disk:
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Disk]:
     """Skips where the machine cannot mount one."""
-    if os.geteuid() != 0 or shutil.which("mkfs.ext4") is None:
+    mkfs = shutil.which("mkfs.ext4", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+    if os.geteuid() != 0 or mkfs is None:
         pytest.skip("power loss needs root and mkfs.ext4")
     image, folder = tmp_path / "image", tmp_path / "disk"
     folder.mkdir()
@@ -53,7 +54,7 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
         file.truncate(96 << 20)
     disk = Disk(image, folder)
     try:
-        subprocess.run(["mkfs.ext4", "-q", str(image)], check=True, capture_output=True)
+        subprocess.run([mkfs, "-q", str(image)], check=True, capture_output=True)
         disk.mount()
     except (OSError, subprocess.CalledProcessError) as exc:
         pytest.skip(f"no loop devices here: {exc}")
