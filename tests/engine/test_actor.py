@@ -10,7 +10,6 @@ import pytest
 from structlog.testing import capture_logs
 
 from holdfast.actors.actor import SessionActor
-from holdfast.backends.base import Outcome
 from holdfast.backends.memory import MemoryBackend, MemoryData
 from holdfast.config import Config, RestartConfig
 from holdfast.errors import ActorCrashed, HoldfastError
