@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
+import datetime as dt
 import decimal
 import enum
 import math
@@ -103,9 +103,9 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "bytearray": (bytearray(b"x"), "bytearray"),
     "set": ({1}, "set"),
     "frozenset": (frozenset({1}), "frozenset"),
-    "datetime": (datetime.datetime.now(datetime.timezone.utc), "datetime"),
-    "date": (datetime.date(2026, 1, 1), "date"),
-    "timedelta": (datetime.timedelta(1), "timedelta"),
+    "datetime": (dt.datetime.now(dt.timezone.utc), "datetime"),
+    "date": (dt.date(2026, 1, 1), "date"),
+    "timedelta": (dt.timedelta(1), "timedelta"),
     "decimal": (decimal.Decimal("1.5"), "Decimal"),
     "uuid": (uuid.UUID(int=1), "UUID"),
     "enum": (enum.Enum("Colour", ["RED"])(1), "Colour"),
