@@ -141,6 +141,22 @@ async def test_room_in_the_engine_is_for_every_mailbox(clock: ManualClock) -> No
     assert budget.dirty_bytes == 90
 
 
+async def test_a_waiter_whose_mailbox_has_become_empty_is_admitted(clock: ManualClock) -> None:
+    """However full the engine is."""
+    budget = Budget(ActorConfig(max_dirty_bytes=100, overload_wait_s=60), ack_factory())
+    full, mailbox = Mailbox(), Mailbox()
+    admitted = list[Any]()
+    budget.accept(full, 90)
+    budget.accept(mailbox, 10)
+    with anyio.fail_after(PATIENCE_S):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(take_room, budget, mailbox, 60, admitted, "a")
+            await clock.settle()
+            assert admitted == []
+            budget.release(mailbox, 1, 10)
+    assert admitted == ["a"]
+
+
 async def test_a_cancelled_waiter_leaves_nothing_behind(clock: ManualClock) -> None:
     """Its place goes to the next; the books do not know of it."""
     budget, mailbox = Budget(ActorConfig(mailbox_units=1, overload_wait_s=60), ack_factory()), Mailbox()
