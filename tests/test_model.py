@@ -151,6 +151,12 @@ def test_session_ids_of_neighbouring_microseconds_sort_too(now_us: int, tail: in
     assert new_session_id(now_us << 12 | tail) < new_session_id(now_us + 1 << 12 | next_tail)
 
 
+@given(st.integers(0, 2**63 - 2))
+def test_session_ids_of_neighbouring_incarnations_sort_too(incarnation: int) -> None:
+    for _ in range(10):
+        assert new_session_id(incarnation) < new_session_id(incarnation + 1)
+
+
 def test_session_ids_are_not_guessable_from_their_incarnation() -> None:
     assert len({new_session_id(7) for _ in range(100)}) == 100
 
