@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -31,7 +31,7 @@ class Unit(msgspec.Struct, kw_only=True, gc=False):
     cleared: bool = False
     sets: dict[str, bytes] | None = None
     removes: set[str] | None = None
-    events: list[NewEvent] | None = None
+    events: Sequence[NewEvent] | None = None
     metadata: bytes | None = None
     floor_seq: int = 0
     close: bool = False

@@ -25,7 +25,8 @@ class Breaker:
     def __init__(self, config: WriterConfig, clock: Clock) -> None:
         self._config = config
         self._clock = clock
-        self._failures = 0
+        self.failures = 0
+        """In a row, up to now; 0: all is well, and `check` need not be asked."""
         self._failing_since = 0.0
         self._last_failure = 0.0
         self._reason = ""
@@ -34,7 +35,7 @@ class Breaker:
 
     @property
     def state(self) -> Literal["closed", "open", "half-open"]:
-        if self._failures < self._config.breaker_failures:
+        if self.failures < self._config.breaker_failures:
             return "closed"
         if self._clock.monotonic() - self._last_failure < self._config.breaker_cooldown_s:
             return "open"
@@ -43,25 +44,25 @@ class Breaker:
     @property
     def failing_since(self) -> float | None:
         """When the current run of failures began (monotonic seconds); None: the last attempt went well."""
-        return self._failing_since if self._failures else None
+        return self._failing_since if self.failures else None
 
     def check(self) -> None:
         """Raises: `Unavailable` while open. Nothing was stored."""
-        if self._failures and self.state == "open":
+        if self.failures and self.state == "open":
             raise Unavailable(f"the store has been failing, and is left alone for a moment: {self._reason}")
 
     def success(self) -> None:
-        if self._failures >= self._config.breaker_failures:
-            _log.info("breaker.closed", failures=self._failures)
-        self._failures = 0
+        if self.failures >= self._config.breaker_failures:
+            _log.info("breaker.closed", failures=self.failures)
+        self.failures = 0
 
     def failure(self, error: Exception) -> None:
         now = self._clock.monotonic()
-        if not self._failures:
+        if not self.failures:
             self._failing_since = now
-        self._failures += 1
+        self.failures += 1
         self._last_failure = now
         self._reason = str(error)
-        if self._failures == self._config.breaker_failures:
+        if self.failures == self._config.breaker_failures:
             self.opened += 1
-            _log.warning("breaker.opened", failures=self._failures, error=self._reason)
+            _log.warning("breaker.opened", failures=self.failures, error=self._reason)

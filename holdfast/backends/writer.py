@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Protocol, TypeVar
+from collections.abc import Callable
+from typing import NamedTuple, Protocol, TypeVar
 from zlib import crc32
 
 import anyio
@@ -22,7 +22,7 @@ from holdfast.backends.base import Backend, Batch, Marker, Outcome, SessionWrite
 from holdfast.backends.breaker import Breaker
 from holdfast.clock import Clock
 from holdfast.config import WriterConfig
-from holdfast.errors import HoldfastError, OutcomeUnknown, Rejected, Unavailable
+from holdfast.errors import HoldfastError, OutcomeUnknown, Rejected, StoreClosed, Unavailable
 from holdfast.model import Durability
 from holdfast.waiting import Ack
 
@@ -83,7 +83,19 @@ class _BackendCrashed(OutcomeUnknown):
     """A bug in the backend, met on these very writes: if nothing was stored, they are treated as poison."""
 
 
-_Taken = tuple[WriteSource, SessionWrite, Durability]
+class _Part(NamedTuple):
+    """What is committed at once: a write of each source, and the highest level that one of them needs."""
+
+    sources: list[WriteSource]
+    writes: list[SessionWrite]
+    durability: Durability
+
+    def halves(self) -> tuple[_Part, _Part]:
+        middle = len(self.sources) // 2
+        return (
+            _Part(self.sources[:middle], self.writes[:middle], self.durability),
+            _Part(self.sources[middle:], self.writes[middle:], self.durability),
+        )
 
 
 class Lane:
@@ -119,87 +131,95 @@ class Lane:
                 self._idle_ack = None
             if writer.config.linger_s:
                 await writer.clock.sleep(writer.config.linger_s)
-            taken = self._gather()
-            if taken:
+            part = self._gather()
+            if part.sources:
                 self._flushing = True
                 try:
-                    await self._flush(taken)
+                    await self._flush(part)
                 finally:
                     self._flushing = False
 
-    def _gather(self) -> list[_Taken]:
+    def _gather(self) -> _Part:
         """One write each from as many sources as a batch may hold, in round-robin order."""
         writer, ready = self._writer, self._ready
-        room, max_units, max_sessions = (
-            writer.max_batch_bytes,
-            writer.config.max_session_units,
-            writer.max_batch_sessions,
-        )
-        taken: dict[str, _Taken] = {}
+        room, max_units = writer.max_batch_bytes, writer.config.max_session_units
+        part = _Part([], [], Durability.MEMORY)
+        sources, writes, level = part
+        ids = set[str]()
         later: list[WriteSource] = []
-        while ready and len(taken) < max_sessions and room > 0:
+        while ready and len(writes) < writer.max_batch_sessions and room > 0:
             source = ready.popleft()
-            if source.id in taken:  # another incarnation of the same id: one after the other
+            if source.id in ids:  # another incarnation of the same id: one after the other
                 later.append(source)
                 continue
             try:
-                part = source.take(max_units, room)
+                taken = source.take(max_units, room)
             except Exception as exc:
                 source.crashed(exc)
                 continue
-            if part is not None:
-                write, durability, size = part
-                taken[source.id] = (source, write, durability)
+            if taken is not None:
+                write, needed, size = taken
+                ids.add(source.id)
+                sources.append(source)
+                writes.append(write)
                 room -= size
+                if needed is not level and needed.rank > level.rank:
+                    level = needed
         ready.extend(later)
-        return list(taken.values())
+        return part._replace(durability=level)
 
-    async def _flush(self, taken: Sequence[_Taken]) -> None:
-        """Commit, and give every source its outcome, whatever happens."""
-        try:
-            outcomes = await self._commit(taken)
-        except Rejected as exc:
-            await self._bisect(taken, exc)
-        except HoldfastError as exc:
-            self._failed += len(taken)
-            _log.error("writer.flush_failed", lane=self._number, writes=len(taken), error=str(exc))
-            for source, _, _ in taken:
-                _tell(source, source.fail, exc)
-        except BaseException:  # cancelled: shutting down past the deadline
-            for source, _, _ in taken:
-                _tell(source, source.fail, OutcomeUnknown("the engine was stopped during the commit"))
-            raise
-        else:
-            self._flushes += 1
-            self._writes += len(taken)
-            self._largest = max(self._largest, len(taken))
-            for (source, write, _), outcome in zip(taken, outcomes, strict=True):
-                self._events += len(write.events)
-                try:
-                    source.settle(outcome)
-                except Exception as exc:
-                    source.crashed(exc)
+    async def _flush(self, part: _Part) -> None:
+        """Commit, and give every source its outcome, whatever happens.
 
-    async def _bisect(self, taken: Sequence[_Taken], error: Rejected) -> None:
-        """One of the writes is poison, and nothing was stored: find it by halves, save the others."""
-        if len(taken) == 1:
-            self._failed += 1
-            _log.error("writer.rejected", session_id=taken[0][1].id, error=str(error))
-            _tell(taken[0][0], taken[0][0].reject, error)
-            return
-        self._bisections += 1
-        middle = len(taken) // 2
-        await self._flush(taken[:middle])
-        await self._flush(taken[middle:])
+        A batch that the store refuses for good holds poison somewhere, and nothing of it was stored:
+        find it by halves, and save the others.
+        """
+        parts = [part]
+        while parts:
+            part = parts.pop()
+            try:
+                outcomes = await self._commit(part)
+            except Rejected as exc:
+                if len(part.sources) > 1:
+                    self._bisections += 1
+                    parts += reversed(part.halves())
+                else:
+                    self._failed += 1
+                    _log.error("writer.rejected", session_id=part.writes[0].id, error=str(exc))
+                    _tell(part.sources[0], part.sources[0].reject, exc)
+            except HoldfastError as exc:
+                _log.error("writer.flush_failed", lane=self._number, writes=len(part.sources), error=str(exc))
+                self._fail(part, exc)
+            except BaseException:  # cancelled: shutting down past the deadline
+                self._fail(part, OutcomeUnknown("the engine was stopped during the commit"))
+                for other in parts:
+                    self._fail(other, StoreClosed("the store was closed before this was stored"))
+                raise
+            else:
+                self._settle(part, outcomes)
 
-    async def _commit(self, taken: Sequence[_Taken]) -> list[Outcome]:
+    def _fail(self, part: _Part, error: Exception) -> None:
+        self._failed += len(part.sources)
+        for source in part.sources:
+            _tell(source, source.fail, error)
+
+    def _settle(self, part: _Part, outcomes: list[Outcome]) -> None:
+        self._flushes += 1
+        self._writes += len(outcomes)
+        self._largest = max(self._largest, len(outcomes))
+        for source, write, outcome in zip(part.sources, part.writes, outcomes, strict=True):
+            self._events += len(write.events)
+            try:
+                source.settle(outcome)
+            except Exception as exc:
+                source.crashed(exc)
+
+    async def _commit(self, part: _Part) -> list[Outcome]:
         """One commit, tried again on passing errors; unknown outcomes are found out.
 
         Raises: `Rejected`, `Unavailable` (nothing is stored) or `OutcomeUnknown`.
         """
         writer = self._writer
-        writes = [write for _, write, _ in taken]
-        durability = max((level for _, _, level in taken), key=lambda level: level.rank)
         backoff = writer.backoff()
         started = writer.clock.monotonic()
         try:
@@ -207,7 +227,7 @@ class Lane:
                 self._flush_number += 1
                 marker = Marker(writer.name, self._number, self._flush_number)
                 try:
-                    return await self._attempt(writes, marker, durability)
+                    return await self._attempt(part, marker)
                 except OutcomeUnknown as exc:
                     outcomes = await self._resolve(marker, exc)
                     if outcomes is not None:
@@ -221,12 +241,12 @@ class Lane:
         finally:
             self._busy_s += writer.clock.monotonic() - started
 
-    async def _attempt(self, writes: list[SessionWrite], marker: Marker, durability: Durability) -> list[Outcome]:
+    async def _attempt(self, part: _Part, marker: Marker) -> list[Outcome]:
         writer = self._writer
         batch = Batch(
-            writes=writes,
+            writes=part.writes,
             marker=marker,
-            durability=durability,
+            durability=part.durability,
             now_us=writer.clock.now_us(),
             max_events=writer.max_events,
         )

@@ -72,7 +72,12 @@ class Checks:
             raise LimitExceeded("event data", limit=self._max_event_bytes, actual=len(raw))
         if retry_ms is not None and (type(retry_ms) is not int or not 0 <= retry_ms < 1 << 53):
             raise InvalidInput(f"retry_ms must be a whole number of milliseconds, not {retry_ms!r}")
-        return NewEvent(self.name("event stream", stream), self.name("event type", type_), raw, retry_ms, now_us)
+        known = self._good_names
+        if type(stream) is not str or stream not in known:
+            self.name("event stream", stream)
+        if type(type_) is not str or type_ not in known:
+            self.name("event type", type_)
+        return NewEvent(stream, type_, raw, retry_ms, now_us)
 
     def metadata(self, metadata: Any) -> bytes:
         if not isinstance(metadata, dict):

@@ -274,7 +274,7 @@ class Session:
             size=len(event.raw) + EVENT_OVERHEAD,
             durability=level,
             ack=engine.new_ack() if level is not Durability.MEMORY else self._ack(level, durability),
-            events=[event],
+            events=(event,),
             only_events=True,
         )
         ack = engine.offer(self.id, self.incarnation, unit) if deadline_s is None else None
