@@ -41,7 +41,10 @@ def encode(value: Any, path: str) -> bytes:
     except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError):
         pass
     _check(value, path, 0)
-    return _encoder.encode(value)
+    try:
+        return _encoder.encode(value)
+    except (TypeError, ValueError, OverflowError) as exc:  # a subclass of a JSON type, a number without end
+        raise NotJSON(path, str(exc)) from None
 
 
 def _check(value: Any, path: str, depth: int) -> None:

@@ -7,6 +7,7 @@ properties beside them.
 from __future__ import annotations
 
 import enum
+import re
 import threading
 import uuid
 from datetime import datetime, timedelta, timezone
@@ -73,6 +74,9 @@ LATEST: Final = Latest.LATEST
 """Pass as ``after=`` to start behind the newest event: nothing is replayed."""
 
 
+_EVENT_ID: Final = re.compile(r"([0-9a-z]{1,13})\.([0-9]{1,19})\.([\x21-\x7e]*)")
+
+
 @lru_cache(maxsize=4096)
 def _quote_stream(stream: str) -> str:
     return quote(stream, safe="")
@@ -94,16 +98,20 @@ class Cursor(NamedTuple):
         return f"{_base36(self.incarnation)}.{self.seq}.{_quote_stream(self.stream)}"
 
     @classmethod
-    def parse(cls, text: str) -> Cursor:
+    def parse(cls, text: object) -> Cursor:
         """Read an event id back.
 
         Raises: `InvalidCursor` ("malformed") if it is none, in exactly the form that `str` gives.
         """
+        if not isinstance(text, str):
+            raise InvalidCursor(str(text), "malformed")
+        parts = _EVENT_ID.fullmatch(text)
+        if parts is None:
+            raise InvalidCursor(text, "malformed")
         try:
-            incarnation, seq, stream = text.split(".", 2)
-            cursor = cls(int(incarnation, 36), int(seq), unquote(stream, errors="strict"))
-        except (ValueError, AttributeError, UnicodeError):
-            raise InvalidCursor(str(text), "malformed") from None
+            cursor = cls(int(parts[1], 36), int(parts[2]), unquote(parts[3], errors="strict"))
+        except UnicodeError:
+            raise InvalidCursor(text, "malformed") from None
         if str(cursor) != text:
             raise InvalidCursor(text, "malformed")
         return cursor

@@ -41,9 +41,34 @@ class SessionActor:
     """One hot session. Not for use from outside the event loop it runs on."""
 
     __slots__ = (
-        "__weakref__", "_cautious", "_context", "_head", "_recovery", "_taken", "_write", "active_us", "barriers",
-        "creating", "ended", "exact", "first_seq", "id", "incarnation", "last_seq", "mailbox", "restarting", "ring",
-        "scheduled", "state", "state_bytes", "subscribers", "touched_since_us", "touched_us", "used", "version",
+        "__weakref__",
+        "_cautious",
+        "_context",
+        "_head",
+        "_recovery",
+        "_taken",
+        "_write",
+        "active_us",
+        "barriers",
+        "creating",
+        "ended",
+        "exact",
+        "first_seq",
+        "head_exact",
+        "id",
+        "incarnation",
+        "last_seq",
+        "mailbox",
+        "restarting",
+        "ring",
+        "scheduled",
+        "state",
+        "state_bytes",
+        "subscribers",
+        "touched_since_us",
+        "touched_us",
+        "used",
+        "version",
     )  # fmt: skip
 
     def __init__(
@@ -62,6 +87,8 @@ class SessionActor:
         self.state_bytes = sum(entry_bytes(key, value.raw) for key, value in state.items())
         self.exact = True
         """``state`` is the state at ``version``, not older."""
+        self.head_exact = True
+        """The rest of the row is as at ``version``, too."""
         self.creating = create
         """Its row is not in the store yet: the first write inserts it."""
         self.mailbox = Mailbox()
@@ -176,7 +203,7 @@ class SessionActor:
         turn: Turn | None = None
         try:
             for unit in queue:
-                if len(taken) == max_units or write.delete or (taken and size + unit.size > max_bytes):
+                if len(taken) == max_units or write.close or write.delete or (taken and size + unit.size > max_bytes):
                     break
                 if not self.exact and (unit.compute is not None or unit.doubted):
                     break
@@ -192,6 +219,8 @@ class SessionActor:
                         break
                 seen += 1
                 size += unit.size
+                if unit.compute is not None and unit.sets:
+                    size += sum(map(len, unit.sets.values()))
         finally:
             del queue[:seen]
         if not taken:
@@ -224,11 +253,15 @@ class SessionActor:
         try:
             turn.add(unit)
         except Exception as exc:  # a user's function, or a limit: it fails this unit alone
+            if self._taken:  # on what they would make of the state; decide when they are stored
+                return False
             if not self._context.exclusive and not unit.doubted:
                 unit.doubted = True
                 self.exact = False
                 return False
             self._refuse(unit, self._graver(unit, exc))
+        except BaseException as exc:  # not the engine's to pass on: it would stop everybody
+            self._refuse(unit, RuntimeError(f"the function raised {exc!r}"))
         else:
             self._taken.append(unit)
         return True
@@ -271,8 +304,9 @@ class SessionActor:
             self._recover()
             return
         elif status is Status.CLOSED:
-            self._fail_taken(SessionClosed(self.id))
             self.exact = False
+            self.reject(SessionClosed(self.id))  # not every unit need be to blame
+            return
         elif status is Status.EXISTS:
             self._fail_taken(SessionExists(self.id))
             self.end()
@@ -300,19 +334,18 @@ class SessionActor:
         """Bring head, state and ring to what the commit made."""
         base_version, base_seq, first_seq = outcome.base_version, outcome.base_seq, outcome.first_seq
         new_version = base_version + write.units
-        if self.version == base_version:
+        if self.version < new_version:  # else a load has seen this write already
+            if self.version != base_version:  # others wrote in between
+                self.exact = self.head_exact = False
             if write.sets or write.removes or write.cleared:
-                self._apply_state(write)
-            self.version = new_version
-        elif self.version < new_version:  # others wrote in between; else, a load has seen this write already
-            self.exact = False
+                self._apply_state(write, base_version)
             self.version = new_version
         if self.subscribers and write.events:
             self.ring = self.ring or Ring(self._context.config.actors.ring_events)
             self.ring.extend(write, base_seq)
         self.last_seq = max(self.last_seq, base_seq + len(write.events))
+        self.first_seq = max(self.first_seq, first_seq)
         if first_seq > outcome.base_first_seq:
-            self.first_seq = max(self.first_seq, first_seq)
             self._context.grown(self)
         if write.close or write.metadata is not None:
             self._change_head(write)
@@ -335,7 +368,7 @@ class SessionActor:
         else:  # active again since the write was taken; alive by what it has stored
             self.touched_since_us = max(self.touched_since_us, active_us)
 
-    def _apply_state(self, write: SessionWrite) -> None:
+    def _apply_state(self, write: SessionWrite, base_version: int) -> None:
         state, before = self.state, self.state_bytes
         if write.cleared:
             state.clear()
@@ -344,9 +377,10 @@ class SessionActor:
             self._drop_entry(key)
         for key, (raw, offset) in write.sets.items():
             self._drop_entry(key)
-            state[key] = StateValue(raw, write.version + offset)
+            state[key] = StateValue(raw, base_version + offset)
             self.state_bytes += entry_bytes(key, raw)
-        self._context.resized(self.state_bytes - before)
+        if not self.ended:
+            self._context.resized(self.state_bytes - before)
 
     def _drop_entry(self, key: str) -> None:
         old = self.state.pop(key, None)
@@ -386,6 +420,7 @@ class SessionActor:
         self._fail_taken(error)
         if isinstance(error, OutcomeUnknown):
             self.exact = False
+            self._recover()
         self.next_turn()
 
     def reject(self, error: Exception) -> None:
@@ -429,7 +464,7 @@ class SessionActor:
             if not unit.touch_only:
                 self._context.lost(self, 1, error)
         elif not unit.ack.done():
-            unit.ack.set_exception(copy_for_caller(error) if isinstance(error, HoldfastError) else error)
+            unit.ack.set_exception(_for_caller(error))
         self._forget(unit)
 
     def _forget(self, unit: Unit) -> None:
@@ -455,6 +490,7 @@ class SessionActor:
             self.exact = False
         news = head.last_seq > self.last_seq or head.status != self._head.status
         self._head = head
+        self.head_exact = True
         self.version = head.version
         self.last_seq = max(self.last_seq, head.last_seq)
         # Touches and trims make no version: keep what was learnt of them since the read.
@@ -486,10 +522,20 @@ class SessionActor:
 
     @property
     def waits_for_state(self) -> bool:
-        """A unit that computes is next, and the state is not exact."""
-        return bool(not self.exact and self.mailbox.queue and not self.scheduled)
+        """The state is not exact, and a unit that computes is next, or somebody listens."""
+        return bool(not self.exact and not self.scheduled and (self.mailbox.queue or self.subscribers))
 
     def _recover(self, crash: Exception | None = None) -> None:
         if self._recovery is None:
             self._recovery = Recovery(self, self._context)
         self._recovery.start(crash)
+
+
+def _for_caller(error: Exception) -> Exception:
+    if isinstance(error, HoldfastError):
+        return copy_for_caller(error)
+    if isinstance(error, StopIteration):  # a future would not carry it
+        wrapped = RuntimeError(f"the function raised {error!r}")
+        wrapped.__cause__ = error
+        return wrapped
+    return error

@@ -79,7 +79,13 @@ class Engine:
             new_ack=self.new_ack,
             exclusive=self.exclusive,
         )
-        self.log = EventLog(backend, self.registry, self.read_breaker, read_timeout_s=config.writer.read_timeout_s)
+        self.log = EventLog(
+            backend,
+            self.registry,
+            self.read_breaker,
+            read_timeout_s=config.writer.read_timeout_s,
+            note_read=self.note_read,
+        )
         self.durability = self.check_durability(config.durability)
         """Of writes that ask for none."""
         self.closed = False

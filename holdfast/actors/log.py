@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import anyio
 
@@ -23,8 +23,18 @@ _NO_BOUND = 1 << 62
 class EventLog:
     """Reads events of any session of one store, from a hot actor's ring or page by page."""
 
-    def __init__(self, backend: Backend, registry: Registry, breaker: Breaker, *, read_timeout_s: float) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        registry: Registry,
+        breaker: Breaker,
+        *,
+        read_timeout_s: float,
+        note_read: Callable[[SessionActor], Awaitable[None]],
+    ) -> None:
         self.registry = registry
+        self.note_read = note_read
+        """`Engine.note_read`."""
         self._backend = backend
         self._breaker = breaker
         self._timeout_s = read_timeout_s
@@ -59,6 +69,7 @@ class EventLog:
             error = Unavailable(f"the store did not answer within {self._timeout_s:g} s")
             self._breaker.failure(error)
             raise error from exc
+        self._breaker.success()
         if page is None:
             raise SessionNotFound(query.id)
         if cursor is not None and query.after_seq + 1 < page.first_seq:

@@ -45,22 +45,21 @@ class Budget:
         self._config = config
         self._new_ack = new_ack
         self._waiting: deque[Ack] = deque()
+        self.dirty_units = 0
         self.dirty_bytes = 0
         self.refused = 0
 
     def admits(self, mailbox: Mailbox, size: int) -> bool:
-        """Whether a unit fits now. An empty mailbox takes one unit of any size."""
-        return not mailbox.dirty_units or self._full_bound(mailbox, size) is None
+        """Whether a unit fits now. Where nothing is dirty, one unit of any size does."""
+        return not self.dirty_bytes or self._full_bound(mailbox, size) is None
 
     def _full_bound(self, mailbox: Mailbox, size: int) -> str | None:
         config = self._config
-        if not mailbox.dirty_units:
-            return None
         if mailbox.dirty_units >= config.mailbox_units:
             return "mailbox_units"
-        if mailbox.dirty_bytes + size > config.mailbox_bytes:
+        if mailbox.dirty_bytes and mailbox.dirty_bytes + size > config.mailbox_bytes:
             return "mailbox_bytes"
-        if self.dirty_bytes + size > config.max_dirty_bytes:
+        if self.dirty_bytes and self.dirty_bytes + size > config.max_dirty_bytes:
             return "max_dirty_bytes"
         return None
 
@@ -70,9 +69,13 @@ class Budget:
         Raises: `Overloaded`, naming the bound, after ``overload_wait_s``. Nothing was stored.
         """
         with anyio.move_on_after(self._config.overload_wait_s):
+            queue: deque[Ack] | None = None
             while (bound := self._full_bound(mailbox, size)) is not None:
+                last, queue = queue, self._queue_for(bound, mailbox)
+                if last is not None and last is not queue:
+                    _wake(last, 1)  # this wake-up was of no use here; another may use it
                 ack = self._new_ack()
-                self._queue_for(bound, mailbox).append(ack)
+                queue.append(ack)
                 await ack
             return
         self.refused += 1
@@ -87,12 +90,14 @@ class Budget:
         return mailbox.waiting
 
     def accept(self, mailbox: Mailbox, size: int) -> None:
+        self.dirty_units += 1
         mailbox.dirty_units += 1
         mailbox.dirty_bytes += size
         self.dirty_bytes += size
 
     def release(self, mailbox: Mailbox, units: int, size: int) -> None:
         """So many units of the mailbox are decided: let as many of those who wait look again."""
+        self.dirty_units -= units
         mailbox.dirty_units -= units
         mailbox.dirty_bytes -= size
         self.dirty_bytes -= size

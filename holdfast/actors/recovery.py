@@ -48,18 +48,21 @@ class Recovery:
             while not actor.ended and (self._crash is not None or actor.waits_for_state):
                 if self._crash is not None:
                     await self._restart(self._crash)
-                else:
-                    await self._reload()
+                elif not await self._reload():
+                    return
         finally:
             self._running = False
 
-    async def _reload(self) -> None:
+    async def _reload(self) -> bool:
+        """False: the store could not be read, and those who waited for it have been told."""
         try:
             await self._context.load(self._actor)
         except HoldfastError as exc:
             self._actor.fail_waiting(Unavailable(f"the session's state could not be read: {exc}"))
-        else:
+            return False
+        if not self._actor.scheduled:
             self._actor.next_turn()
+        return True
 
     async def _restart(self, crash: Exception) -> None:
         context, actor = self._context, self._actor

@@ -7,9 +7,11 @@ passive session costs no memory.
 
 from __future__ import annotations
 
+import contextlib
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine
 from typing import Any
+from weakref import WeakSet
 
 import anyio
 import msgspec
@@ -86,6 +88,9 @@ class Registry:
         self.restart_policy = RestartPolicy(config.restart)
         self.hot: OrderedDict[str, SessionActor] = OrderedDict()
         """By session id, coldest first (roughly). Read it; change it only here."""
+        self.creating: WeakSet[SessionActor] = WeakSet()
+        """Actors of sessions whose row is not in the store yet; a lane holds them while there is hope."""
+        self.lost_units = 0
         self.untrimmed: set[tuple[str, int]] = set()
         """Sessions with dropped events whose rows may still be there; those deleted are among them."""
         self.subscribed: set[SessionActor] = set()
@@ -103,7 +108,7 @@ class Registry:
         self._tasks = tasks
         self._loads: dict[str, set[_Load]] = {}
         self._state_bytes = 0
-        self._hydrated = self._passivated = self._given_up = self._lost = 0
+        self._hydrated = self._passivated = self._given_up = 0
 
     # Finding and hydrating
 
@@ -115,13 +120,38 @@ class Registry:
         Raises: `Unavailable`, `Overloaded`.
         """
         actor = self.hot.get(session_id)
-        if actor is None or not (cached or (self.exclusive and actor.exact)):
-            actor = await self._refresh(session_id, head_only=not state)
-            while actor is not None and state and not actor.exact:  # others wrote while it was loaded
-                actor = await self._refresh(session_id)
+        if actor is None or not (self._is_truth(actor) or (cached and not actor.expired(self.clock.now_us()))):
+            actor = await self._up_to_date(session_id, state=state)
         if actor is None or actor.expired(self.clock.now_us()):
             return None
         actor.used = True
+        return actor
+
+    def _is_truth(self, actor: SessionActor) -> bool:
+        return self.exclusive and actor.exact
+
+    async def _up_to_date(self, session_id: str, *, state: bool) -> SessionActor | None:
+        """Load until no own write has overtaken the load, and if that goes on, in a turn of the actor's."""
+        actor = await self._refresh(session_id, head_only=not state)
+        for _ in range(2):
+            if actor is None or actor.exact or (actor.head_exact and not state):
+                return actor
+            actor = await self._refresh(session_id)
+        if actor is not None and not actor.exact:
+            ack = self.new_ack()
+            actor.post(
+                Unit(
+                    accepted_us=self.clock.now_us(),
+                    size=0,
+                    durability=Durability.MEMORY,
+                    ack=ack,
+                    touch_only=True,
+                    compute=lambda _view, _unit: None,
+                )
+            )
+            with contextlib.suppress(SessionNotFound):
+                await ack
+            actor = self.hot.get(session_id)
         return actor
 
     async def find_incarnation(
@@ -192,6 +222,8 @@ class Registry:
         found = snapshot.head.incarnation if snapshot is not None else -1
         if snapshot is not None and found == actor.incarnation:
             actor.adopt(snapshot)
+        elif found in load.ended:
+            pass  # news of an earlier life
         elif found > actor.incarnation or actor.incarnation not in load.begun:
             actor.end()
         return self.hot.get(session_id)
@@ -295,15 +327,16 @@ class Registry:
             self.liveness.set()
         actor.subscribers.add(subscriber)
 
-    def unsubscribe(self, actor: SessionActor, subscriber: Subscriber) -> None:
+    def unsubscribe(self, actor: SessionActor, subscriber: Subscriber, *, quietly: bool = False) -> None:
+        """Undo `subscribe`. ``quietly``: tell nobody, which any thread may do."""
         if actor.subscribers is None:
             return
         actor.subscribers.discard(subscriber)
         if not actor.subscribers:
-            actor.subscribers = None
+            actor.subscribers = actor.ring = None
             self.subscribed.discard(actor)
-            self.audience.set()
-            actor.ring = None
+            if not quietly:
+                self.audience.set()
 
     # What actors report (`ActorContext`)
 
@@ -333,9 +366,15 @@ class Registry:
             self.untrimmed.add((session_id, incarnation))
 
     def created(self, actor: SessionActor) -> None:
-        self._install(actor)
+        self.creating.discard(actor)
+        hot = self.hot.get(actor.id)
+        if hot is not None and hot.incarnation == actor.incarnation:
+            actor.stop()  # somebody has found the row already, and hydrated it
+        else:
+            self._install(actor)
 
     def ended(self, actor: SessionActor) -> None:
+        self.creating.discard(actor)
         self.forget(actor.id, actor.incarnation)
         self._drop(actor)
 
@@ -350,7 +389,7 @@ class Registry:
             load.ended.add(incarnation)
 
     def lost(self, actor: SessionActor, units: int, error: Exception) -> None:
-        self._lost += units
+        self.lost_units += units
         _log.error("write.lost", session_id=actor.id, units=units, error=str(error))
 
     def end(self, session_id: str, incarnation: int) -> None:
@@ -363,7 +402,7 @@ class Registry:
 
     def abandon(self, error: Exception) -> None:
         """The engine has stopped: tell those who wait or listen."""
-        actors = list(self.hot.values())
+        actors = [*self.hot.values(), *self.creating]
         self.hot.clear()
         for actor in actors:
             actor.fail_waiting(error)
@@ -379,6 +418,6 @@ class Registry:
             hydrated=self._hydrated,
             passivated=self._passivated,
             given_up=self._given_up,
-            lost_writes=self._lost,
+            lost_writes=self.lost_units,
             overloaded=self.budget.refused,
         )

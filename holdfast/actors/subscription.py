@@ -92,18 +92,23 @@ class Subscription:
 
     def __del__(self) -> None:
         if self._waker is not None:
-            self._waker.detach()
+            self._waker.vanish()
 
     async def _start(self) -> SessionActor:
         """The actor, with this subscription attached. The first time, find the place to start."""
-        registry = self._log.registry
-        waker = self._waker
-        if waker is not None and not waker.actor.ended:
+        registry, waker = self._log.registry, self._waker
+        if waker is not None and not waker.actor.ended and self._seq >= 0:
             return waker.actor
-        actor = await registry.hydrated(self._session_id, self._incarnation)
-        self._waker = _Waker(registry, actor, self._new_ack)
-        if self._seq < 0:  # attached first, so that no change after this look goes unnoticed
-            actor = await registry.find_incarnation(self._session_id, self._incarnation, state=False)
+        while True:  # attached first, so that no change after the look at the store goes unnoticed
+            actor = await registry.hydrated(self._session_id, self._incarnation)
+            if waker is None or waker.actor is not actor:
+                if waker is not None:
+                    waker.detach()
+                waker = self._waker = _Waker(registry, actor, self._new_ack)
+            if await registry.find_incarnation(self._session_id, self._incarnation, state=False) is actor:
+                break
+        await self._log.note_read(actor)
+        if self._seq < 0:
             self._seq = self._log.position(actor, self._after)
         return actor
 
@@ -179,3 +184,7 @@ class _Waker:
 
     def detach(self) -> None:
         self._registry.unsubscribe(self.actor, self)
+
+    def vanish(self) -> None:
+        """As `detach`, from whichever thread collects garbage: wakes nobody."""
+        self._registry.unsubscribe(self.actor, self, quietly=True)

@@ -58,6 +58,9 @@ class Breaker:
 
     def failure(self, error: Exception) -> None:
         now = self._clock.monotonic()
+        config = self._config
+        if now - self._last_failure > config.retry_for_s + config.breaker_cooldown_s + config.backoff_max_s:
+            self.failures = 0  # nothing was tried for long: that run of failures is history
         if not self.failures:
             self._failing_since = now
         self.failures += 1

@@ -105,6 +105,8 @@ class Reader:
         try:
             with anyio.fail_after(self._timeout_s):
                 snapshots = await self._backend.load([load.request for load in batch])
+            if len(snapshots) != len(batch):
+                raise Unavailable(f"the backend gave {len(snapshots)} sessions for {len(batch)}")
         except Exception as exc:  # whatever it was, its callers must hear of it
             self._breaker.failure(exc)
             self._fail(batch, exc)

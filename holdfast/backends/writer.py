@@ -266,6 +266,8 @@ class Lane:
         except Exception as exc:
             _log.error("backend.commit_crashed", exc_info=exc)
             raise _BackendCrashed(f"the backend failed in a way it does not document: {exc!r}") from exc
+        if len(outcomes) != len(part.writes):
+            raise _BackendCrashed(f"the backend gave {len(outcomes)} outcomes for {len(part.writes)} writes")
         writer.breaker.success()
         return outcomes
 
@@ -277,11 +279,9 @@ class Lane:
             try:
                 with anyio.fail_after(writer.config.read_timeout_s):
                     outcomes = await writer.backend.resolve(marker)
-            except (TimeoutError, HoldfastError) as exc:
+            except Exception as exc:  # bugs of the backend too: the lane must live
                 writer.breaker.failure(exc)
-                try:
-                    await backoff.wait_or_raise(exc)
-                except (TimeoutError, HoldfastError):
+                if not await backoff.wait():
                     raise unknown from exc
             else:
                 self._resolved += 1
@@ -332,12 +332,18 @@ class _Backoff:
 
     async def wait_or_raise(self, error: Exception) -> None:
         """Wait before the next attempt. Raises: ``error`` if time is up."""
+        if not await self.wait():
+            raise error
+
+    async def wait(self) -> bool:
+        """Wait before the next attempt. False, at once: time is up."""
         since = self._breaker.failing_since
         started = self._started if since is None else min(since, self._started)
         if self._clock.monotonic() - started >= self._config.retry_for_s:
-            raise error
+            return False
         await self._clock.sleep(self._delay_s * random.uniform(0.5, 1.0))
         self._delay_s = min(self._delay_s * 2, self._config.backoff_max_s)
+        return True
 
 
 class Writer:

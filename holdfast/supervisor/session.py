@@ -26,7 +26,8 @@ class Session:
     """One life of one session. A handle holds no resources, and may be kept, shared and dropped freely.
 
     Every write takes ``durability`` (default: the store's) and every call ``deadline_s`` (seconds).
-    A write returns when it has reached that durability; ``Durability.MEMORY`` returns on acceptance.
+    A write returns when it has reached that durability; with ``Durability.MEMORY``, on acceptance, unless
+    it has something to answer (an old value, a count, a version, whether it was the first).
 
     Every call raises `SessionNotFound` if the session was deleted or has expired, and
     `StoreClosed`, `Unavailable`, `Overloaded`, `DeadlineExceeded`. Writes also raise
@@ -61,7 +62,7 @@ class Session:
     async def close(self, *, durability: Durability | None = None, deadline_s: float | None = None) -> bool:
         """Close the session for writing. True the first time, then False."""
         try:
-            await self._submit(self._unit(durability, close=True), deadline_s)
+            await self._submit(self._unit(durability, answers=True, close=True), deadline_s)
         except SessionClosed:
             return False
         return True
@@ -69,7 +70,7 @@ class Session:
     async def delete(self, *, durability: Durability | None = None, deadline_s: float | None = None) -> bool:
         """Remove the session, its state and its events. False if it was gone already."""
         try:
-            await self._submit(self._unit(durability, delete=True), deadline_s)
+            await self._submit(self._unit(durability, answers=True, delete=True), deadline_s)
         except SessionNotFound:
             return False
         return True
@@ -228,7 +229,7 @@ class Session:
                 raise Conflict(self.id, key, expected=version, actual=actual)
             unit.sets = {key: raw}
 
-        unit = self._unit(durability, size=len(key) + len(raw), compute=compute)
+        unit = self._unit(durability, answers=True, size=len(key) + len(raw), compute=compute)
         await self._submit(unit, deadline_s)
         return unit.version
 
@@ -351,7 +352,7 @@ class Session:
         """Drop all events older than this one, of every stream; how many that were."""
         actor = await self._readable(deadline_s, state=False)
         seq = self._engine.log.position(actor, event_id)
-        unit = self._unit(durability, touch_only=True, floor_seq=seq)
+        unit = self._unit(durability, answers=True, touch_only=True, floor_seq=seq)
         await self._submit(unit, deadline_s)
         return unit.dropped_events
 
@@ -374,13 +375,14 @@ class Session:
             return None
         return self._engine.new_ack()
 
-    def _unit(self, durability: Durability | None, *, size: int = 0, **what: Any) -> Unit:
+    def _unit(self, durability: Durability | None, *, size: int = 0, answers: bool = False, **what: Any) -> Unit:
+        """A unit for the mailbox. One that ``answers`` waits for its outcome whatever the durability."""
         level = self._engine.durability if durability is None else self._level(durability)
         return Unit(
             accepted_us=self._engine.clock.now_us(),
             size=size,
             durability=level,
-            ack=self._ack(level, durability),
+            ack=self._engine.new_ack() if answers else self._ack(level, durability),
             **what,
         )
 
@@ -391,13 +393,7 @@ class Session:
         self, key: str, compute: Compute, durability: Durability | None, deadline_s: float | None
     ) -> Any:
         """Submit a unit that reads before it writes, and wait for its result whatever the durability."""
-        unit = Unit(
-            accepted_us=self._engine.clock.now_us(),
-            size=len(key),
-            durability=self._level(durability),
-            ack=self._engine.new_ack(),
-            compute=compute,
-        )
+        unit = self._unit(durability, answers=True, size=len(key), compute=compute)
         await self._submit(unit, deadline_s)
         return unit.result
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from inspect import isawaitable
@@ -145,10 +146,11 @@ class Supervisor:
         return self
 
     async def _run(self, *, task_status: TaskStatus[_Parts]) -> None:
-        """Hold every task of the engine, until `close` cancels them. None of them is in a caller's scope."""
+        """Hold every task of the engine until `close` cancels them; no scope of a caller's does."""
         ended = anyio.Event()
         try:
             async with anyio.create_task_group() as tasks:
+                tasks.cancel_scope.shield = True  # only `close` ends them, when they have drained
                 engine = Engine(self._backend, self.config, self.clock, tasks)
                 janitor, trimmer = Janitor(engine, self._notify_expired), Trimmer(engine)
                 workers = _background_workers(engine, janitor, trimmer)
@@ -177,7 +179,7 @@ class Supervisor:
         """Take no more work, store what waits, stop every task, close the backend.
 
         Leaving the ``async with`` block calls it; calling it earlier, from any task of the same event
-        loop, is fine. Idempotent. A cancellation cuts the drain short; the rest is still done.
+        loop, is fine. Idempotent. A cancellation does not cut the drain short: it has its own deadline.
         """
         parts = self._open_parts
         engine = parts.engine
@@ -185,10 +187,11 @@ class Supervisor:
             await parts.closed.wait()
         else:
             engine.closed = True
+            lost_before = engine.registry.lost_units
             try:
                 await self._drain(engine)
             finally:
-                self.drain_report = _unflushed(engine)
+                self.drain_report = _unflushed(engine, lost_before)
                 with anyio.CancelScope(shield=True):
                     await self._stop(parts)
             if self.drain_report.complete:
@@ -202,12 +205,14 @@ class Supervisor:
         parts.scope.cancel()
         await parts.ended.wait()
         parts.engine.abandon()
-        await self._backend.close()
-        parts.closed.set()
+        try:
+            await self._backend.close()
+        finally:
+            parts.closed.set()
 
     async def _drain(self, engine: Engine) -> None:
         engine.registry.store_touches()
-        with anyio.move_on_after(self.config.drain_timeout_s):
+        with anyio.move_on_after(self.config.drain_timeout_s, shield=True):
             while not engine.idle:  # polled, so that the hot path need not report
                 await anyio.sleep(0.001)
             try:
@@ -271,14 +276,23 @@ class Supervisor:
         )
         level = engine.check_durability(durability) if durability is not None else engine.durability
         unit = Unit(accepted_us=now_us, size=len(head.metadata) + 256, durability=level, ack=engine.new_ack())
+        if deadline_s is None:
+            await self._create(head, unit)
+        else:
+            await engine.by_deadline(deadline_s, unit, lambda: self._create(head, unit))
+        return self._handle(head.id, incarnation)
+
+    async def _create(self, head: Head, unit: Unit) -> None:
+        engine = self._engine
         await self._check_session_count()
         await engine.registry.make_room()
+        hot = engine.registry.hot.get(head.id)
+        if hot is not None and hot.touched_us:  # a live session must not look expired to the commit
+            with contextlib.suppress(SessionNotFound):
+                await engine.settled(hot)
         actor = SessionActor(engine.registry, head, {}, create=True)
-        if deadline_s is None:
-            await engine.post(actor, unit)
-        else:
-            await engine.by_deadline(deadline_s, unit, lambda: engine.post(actor, unit))
-        return self._handle(head.id, incarnation)
+        engine.registry.creating.add(actor)
+        await engine.post(actor, unit)
 
     @staticmethod
     def _deadline_us(now_us: int, lifetime_s: float | None) -> int | None:
@@ -301,11 +315,19 @@ class Supervisor:
         """The session, or None if it is unknown, expired, or (``owner`` given) somebody else's."""
         engine = self._engine
         check_session_id(id)
-        actor = await engine.within(deadline_s, lambda: engine.registry.find(id, state=engine.exclusive))
+        actor = await engine.within(deadline_s, lambda: self._find(id, owner))
+        return None if actor is None else self._handle(id, actor.incarnation)
+
+    async def _find(self, session_id: str, owner: str | None) -> SessionActor | None:
+        engine = self._engine
+        actor = await engine.registry.find(session_id, state=engine.exclusive)
         if actor is None or (owner is not None and actor.owner != owner):
             return None
-        await engine.note_read(actor)
-        return self._handle(id, actor.incarnation)
+        try:
+            await engine.note_read(actor)
+        except SessionNotFound:
+            return None
+        return actor
 
     async def require(self, id: str, *, owner: str | None = None, deadline_s: float | None = None) -> Session:
         """As `get`. Raises: `SessionNotFound` instead of answering None."""
@@ -406,10 +428,11 @@ class Supervisor:
         )
 
 
-def _unflushed(engine: Engine) -> DrainReport:
-    left = [actor.mailbox for actor in engine.registry.hot.values() if actor.mailbox.dirty_units]
+def _unflushed(engine: Engine, lost_before: int) -> DrainReport:
+    registry = engine.registry
+    left = [actor for actor in (*registry.hot.values(), *registry.creating) if actor.mailbox.dirty_units]
     return DrainReport(
         sessions=len(left),
-        units=sum(mailbox.dirty_units for mailbox in left),
-        bytes=sum(mailbox.dirty_bytes for mailbox in left),
+        units=registry.budget.dirty_units + registry.lost_units - lost_before,
+        bytes=registry.budget.dirty_bytes,
     )

@@ -101,10 +101,11 @@ class Janitor(Worker):
         """Remove all that is expired now; exactly those removed by this call."""
         engine = self.engine
         batch_size = engine.config.janitor.batch
-        await engine.store_touches()
         removed: list[Expired] = []
         while True:
-            batch = await engine.backend.expire(engine.clock.now_us(), batch_size)
+            now_us = engine.clock.now_us()
+            await engine.store_touches()  # all activity up to now_us
+            batch = await engine.backend.expire(now_us, batch_size)
             for session in batch:
                 engine.registry.end(session.id, session.incarnation)
             removed += batch
@@ -141,8 +142,9 @@ class Trimmer(Worker):
         registry, retention = self.engine.registry, self.engine.config.retention
         bounded = retention.max_event_age_s is not None or retention.max_event_bytes is not None
         if bounded or len(registry.untrimmed) > _MANY_SESSIONS:
+            deleted = await self._trim(None)
             registry.untrimmed.clear()
-            return await self._trim(None)
+            return deleted
         ids, registry.untrimmed = registry.untrimmed, set()
         try:
             return await self._trim(sorted(ids)) if ids else 0
@@ -184,11 +186,11 @@ class Keeper(Worker):
     async def run(self) -> None:
         registry = self.engine.registry
         while True:
-            await registry.liveness.wait()
             while registry.has_touches or registry.subscribed:
                 await self._tick()
                 self.renew()
             self.passes += 1
+            await registry.liveness.wait()
 
     def renew(self) -> None:
         """Touch each session with a subscriber; wake those whose session ended; store all touches."""
