@@ -189,3 +189,22 @@ def test_decoding_makes_fresh_objects() -> None:
     first, second = decode(raw), decode(raw)
     first["a"].append(2)
     assert second == {"a": [1]}
+
+
+class Text(str):
+    __slots__ = ()
+
+
+class Number(int):
+    pass
+
+
+class Real(float):
+    pass
+
+
+@pytest.mark.parametrize("value", [Text("x"), Number(3), Real(1.5), pytest.param(10**5_000, id="5,001 digits")])
+def test_almost_json_is_refused_with_its_path(value: object) -> None:
+    with pytest.raises(NotJSON) as caught:
+        encode({"items": [0, value]}, "state['k']")
+    assert caught.value.path == "state['k']['items'][1]"

@@ -173,3 +173,12 @@ def test_times_are_exact(us: int) -> None:
     at = as_datetime(us)
     assert at.tzinfo is timezone.utc
     assert (at - datetime(1970, 1, 1, tzinfo=timezone.utc)) // (datetime.resolution) == us
+
+
+@pytest.mark.parametrize(
+    "text", ["-1.2.", "1.-2.", "1.2.\ud800", b"1.2.", None, "1" * 14 + ".1.", "1." + "1" * 20 + "."]
+)
+def test_what_looks_almost_like_an_event_id_is_refused(text: Any) -> None:
+    """A client sends it: it must neither loop nor raise anything else."""
+    with pytest.raises(InvalidCursor):
+        Cursor.parse(text)
