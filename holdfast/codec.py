@@ -62,13 +62,13 @@ def _check(value: Any, path: str, depth: int) -> None:
     elif kind is float:
         if not math.isfinite(value):
             raise NotJSON(path, f"{value} is not a JSON number")
-    elif isinstance(value, enum.Enum) and value == value.value:
-        _check(value.value, path, depth)
     elif kind in (list, tuple):
         for index, item in enumerate(value):
             _check(item, f"{path}[{index}]", depth + 1)
     elif kind is dict:
         _check_items(value, path, depth)
+    elif isinstance(value, enum.Enum) and value == value.value:
+        _check(value.value, path, depth)
     else:
         raise NotJSON(path, f"a {type(value).__qualname__} is not JSON")
 

@@ -29,7 +29,7 @@ Three outcomes of a failed write are three errors: `Conflict`, "not stored" (`Re
 
 from __future__ import annotations
 
-from typing import Literal, TypeVar
+from typing import Literal
 
 __all__ = [
     "ActorCrashed",
@@ -56,9 +56,6 @@ __all__ = [
     "Unavailable",
     "copy_for_caller",
 ]
-
-
-_E = TypeVar("_E", bound=Exception)
 
 
 class HoldfastError(Exception):
@@ -229,8 +226,18 @@ class StoreClosed(StoreError):
     """The supervisor takes no more work. Nothing was stored."""
 
 
-def copy_for_caller(error: _E) -> _E:
-    """The same error as an object of its own, so that the tracebacks of its many receivers stay apart."""
+def copy_for_caller(error: Exception) -> Exception:
+    """The error as one caller gets it.
+
+    One of ours is an object of its own for each of its receivers, so that their tracebacks stay
+    apart. A StopIteration of a user's function is wrapped: no future would carry it.
+    """
+    if isinstance(error, StopIteration):
+        wrapped = RuntimeError(f"the function raised {error!r}")
+        wrapped.__cause__ = error
+        return wrapped
+    if not isinstance(error, HoldfastError):
+        return error
     copy = error.__class__.__new__(error.__class__, *error.args)
     copy.__dict__.update(error.__dict__)
     copy.__cause__ = error.__cause__

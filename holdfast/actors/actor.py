@@ -16,14 +16,13 @@ import structlog
 
 from holdfast.actors.context import ActorContext, Subscriber
 from holdfast.actors.mailbox import Mailbox
-from holdfast.actors.merge import Turn, append_events, entry_bytes
+from holdfast.actors.merge import Turn, append_events, apply_state, seal, state_bytes
 from holdfast.actors.recovery import Recovery
 from holdfast.actors.ring import Ring
 from holdfast.actors.unit import Unit
 from holdfast.backends.base import Head, Outcome, SessionWrite, Snapshot, StateValue, Status, expiry_us
 from holdfast.errors import (
     ActorCrashed,
-    HoldfastError,
     OutcomeUnknown,
     SessionClosed,
     SessionExists,
@@ -84,7 +83,7 @@ class SessionActor:
         self.first_seq = head.first_seq
         self.active_us = head.active_us
         self.state = state
-        self.state_bytes = sum(entry_bytes(key, value.raw) for key, value in state.items())
+        self.state_bytes = state_bytes(state)
         self.exact = True
         """``state`` is the state at ``version``, not older."""
         self.head_exact = True
@@ -226,24 +225,16 @@ class SessionActor:
         if not taken:
             self._nothing_taken()
             return None
+        level = seal(write, taken)
+        if self.touched_us:
+            self._store_touches_with(write)
         self._write = write
-        return write, self._seal(write), size
+        return write, level, size
 
-    def _seal(self, write: SessionWrite) -> Durability:
-        """Note when the taken units were accepted; the highest level that one of them needs."""
-        taken = self._taken
-        active_us, level = self.touched_us, taken[0].durability
-        for unit in taken:
-            unit.taken = True
-            active_us = max(active_us, unit.accepted_us)
-            if unit.durability.rank > level.rank:
-                level = unit.durability
-        write.active_us = active_us
-        first_us = taken[0].accepted_us
-        if self.touched_us and not self.expired(first_us):  # alive then, by activity that is stored with this
-            first_us = min(first_us, self.touched_since_us)
-        write.accepted_us = first_us
-        return level
+    def _store_touches_with(self, write: SessionWrite) -> None:
+        if not self.expired(write.accepted_us):  # alive then, by activity that is stored with this
+            write.accepted_us = min(write.accepted_us, self.touched_since_us)
+        write.active_us = max(write.active_us, self.touched_us)
 
     def _merged(self, turn: Turn, unit: Unit) -> bool:
         """Take the unit, or refuse it. False: leave it where it is, and look at the store first.
@@ -338,7 +329,7 @@ class SessionActor:
             if self.version != base_version:  # others wrote in between
                 self.exact = self.head_exact = False
             if write.sets or write.removes or write.cleared:
-                self._apply_state(write, base_version)
+                self._resize(apply_state(self.state, write, base_version))
             self.version = new_version
         if self.subscribers and write.events:
             self.ring = self.ring or Ring(self._context.config.actors.ring_events)
@@ -347,19 +338,13 @@ class SessionActor:
         self.first_seq = max(self.first_seq, first_seq)
         if first_seq > outcome.base_first_seq:
             self._context.grown(self)
-        if write.close or write.metadata is not None:
-            self._change_head(write)
+        if write.close:
+            self._head = msgspec.structs.replace(self._head, status="closed")
+        if write.metadata is not None:
+            self._head = msgspec.structs.replace(self._head, metadata=write.metadata)
         self.active_us = max(self.active_us, write.active_us)
         if self.touched_us:
             self._touches_stored(write.active_us)
-
-    def _change_head(self, write: SessionWrite) -> None:
-        head = self._head
-        self._head = msgspec.structs.replace(
-            head,
-            status="closed" if write.close else head.status,
-            metadata=head.metadata if write.metadata is None else write.metadata,
-        )
 
     def _touches_stored(self, active_us: int) -> None:
         if self.touched_us <= active_us:
@@ -368,24 +353,10 @@ class SessionActor:
         else:  # active again since the write was taken; alive by what it has stored
             self.touched_since_us = max(self.touched_since_us, active_us)
 
-    def _apply_state(self, write: SessionWrite, base_version: int) -> None:
-        state, before = self.state, self.state_bytes
-        if write.cleared:
-            state.clear()
-            self.state_bytes = 0
-        for key in write.removes:
-            self._drop_entry(key)
-        for key, (raw, offset) in write.sets.items():
-            self._drop_entry(key)
-            state[key] = StateValue(raw, base_version + offset)
-            self.state_bytes += entry_bytes(key, raw)
+    def _resize(self, delta: int) -> None:
+        self.state_bytes += delta
         if not self.ended:
-            self._context.resized(self.state_bytes - before)
-
-    def _drop_entry(self, key: str) -> None:
-        old = self.state.pop(key, None)
-        if old is not None:
-            self.state_bytes -= entry_bytes(key, old.raw)
+            self._context.resized(delta)
 
     def _acknowledge(self, outcome: Outcome) -> None:
         version, seq, first_seq, size = outcome.base_version, outcome.base_seq, outcome.base_first_seq, 0
@@ -464,7 +435,7 @@ class SessionActor:
             if not unit.touch_only:
                 self._context.lost(self, 1, error)
         elif not unit.ack.done():
-            unit.ack.set_exception(_for_caller(error))
+            unit.ack.set_exception(copy_for_caller(error))
         self._forget(unit)
 
     def _forget(self, unit: Unit) -> None:
@@ -481,10 +452,8 @@ class SessionActor:
         if head.version < self.version:
             return
         if state is not None:
-            before = self.state_bytes
             self.state = state
-            self.state_bytes = sum(entry_bytes(key, value.raw) for key, value in state.items())
-            self._context.resized(self.state_bytes - before)
+            self._resize(state_bytes(state) - self.state_bytes)
             self.exact = True
         elif head.version > self.version:
             self.exact = False
@@ -529,13 +498,3 @@ class SessionActor:
         if self._recovery is None:
             self._recovery = Recovery(self, self._context)
         self._recovery.start(crash)
-
-
-def _for_caller(error: Exception) -> Exception:
-    if isinstance(error, HoldfastError):
-        return copy_for_caller(error)
-    if isinstance(error, StopIteration):  # a future would not carry it
-        wrapped = RuntimeError(f"the function raised {error!r}")
-        wrapped.__cause__ = error
-        return wrapped
-    return error

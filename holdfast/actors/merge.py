@@ -12,13 +12,34 @@ from holdfast.actors.unit import StateView, Unit
 from holdfast.backends.base import NewEvent, SessionWrite, StateValue
 from holdfast.config import Limits
 from holdfast.errors import LimitExceeded
+from holdfast.model import Durability
 
-__all__ = ["Turn", "append_events", "entry_bytes"]
+__all__ = ["Turn", "append_events", "apply_state", "seal", "state_bytes"]
 
 
-def entry_bytes(key: str, raw: bytes) -> int:
+def _entry_bytes(key: str, raw: bytes) -> int:
     """What a state entry counts against limits and budgets (the key roughly, by characters)."""
     return len(key) + len(raw)
+
+
+def state_bytes(state: dict[str, StateValue]) -> int:
+    return sum(_entry_bytes(key, value.raw) for key, value in state.items())
+
+
+def apply_state(state: dict[str, StateValue], write: SessionWrite, base_version: int) -> int:
+    """Make ``state`` what the committed ``write`` has made of it; by how many bytes it grew."""
+    delta = 0
+    if write.cleared:
+        delta -= state_bytes(state)
+        state.clear()
+    for key in (*write.removes, *write.sets):
+        old = state.pop(key, None)
+        if old is not None:
+            delta -= _entry_bytes(key, old.raw)
+    for key, (raw, offset) in write.sets.items():
+        state[key] = StateValue(raw, base_version + offset)
+        delta += _entry_bytes(key, raw)
+    return delta
 
 
 class Turn:
@@ -80,14 +101,14 @@ class Turn:
         for key in unit.removes or ():
             old = None if unit.cleared else view.get(key)
             if old is not None:
-                keys, size = keys - 1, size - entry_bytes(key, old.raw)
+                keys, size = keys - 1, size - _entry_bytes(key, old.raw)
         for key, raw in (unit.sets or {}).items():
             old = None if unit.cleared else view.get(key)
-            size += entry_bytes(key, raw)
+            size += _entry_bytes(key, raw)
             if old is None:
                 keys += 1
             else:
-                size -= entry_bytes(key, old.raw)
+                size -= _entry_bytes(key, old.raw)
         limits = self._limits
         if keys > limits.max_state_keys and keys > self.keys:
             raise LimitExceeded("session state", limit=limits.max_state_keys, actual=keys, unit="keys")
@@ -99,6 +120,18 @@ class Turn:
 def append_events(write: SessionWrite, events: Sequence[NewEvent]) -> None:
     """The first events are shared with their unit, not copied: most writes have no others."""
     write.events = [*write.events, *events] if write.events else events
+
+
+def seal(write: SessionWrite, taken: Sequence[Unit]) -> Durability:
+    """Mark the units as taken, and note when they were accepted; the highest level that one needs."""
+    level = taken[0].durability
+    for unit in taken:
+        unit.taken = True
+        write.active_us = max(write.active_us, unit.accepted_us)
+        if unit.durability.rank > level.rank:
+            level = unit.durability
+    write.accepted_us = taken[0].accepted_us
+    return level
 
 
 def _merge_state(write: SessionWrite, unit: Unit) -> None:
