@@ -95,12 +95,10 @@ class Engine:
         return durability_in_force(self.backend.capabilities, wanted)
 
     def offer(self, session_id: str, incarnation: int, unit: Unit) -> Ack | None:
-        """Post a unit at once, if nothing has to be waited for first.
+        """Post a unit at once, if nothing has to be waited for first. The hot path: no coroutine of its own.
 
-        Returns its ack; whoever awaits it must set ``withdrawn`` afterwards, as `submit` does.
-        None:
-        it was not posted (or has no ack); use `submit`. This is the hot path: no coroutine of
-        its own.
+        Returns its ack; whoever awaits it must set ``withdrawn`` afterwards, as `submit` does. None: it
+        was not posted (or has no ack); use `submit`.
         """
         actor = self.registry.hot.get(session_id)
         if (
