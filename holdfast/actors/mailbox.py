@@ -51,7 +51,7 @@ class Budget:
 
     def admits(self, mailbox: Mailbox, size: int) -> bool:
         """Whether a unit fits now. Where nothing is dirty, one unit of any size does."""
-        return not self.dirty_bytes or self._full_bound(mailbox, size) is None
+        return not self.dirty_units or self._full_bound(mailbox, size) is None
 
     def _full_bound(self, mailbox: Mailbox, size: int) -> str | None:
         config = self._config

@@ -17,7 +17,7 @@ from holdfast.actors.registry import Registry
 from holdfast.backends.base import EventQuery
 from holdfast.errors import SessionNotFound
 from holdfast.model import Cursor, Event, Latest
-from holdfast.waiting import Ack
+from holdfast.waiting import Ack, Signal
 
 __all__ = ["Subscription"]
 
@@ -118,7 +118,6 @@ class Subscription:
             actor = await self._start()
             waker = self._waker
             assert waker is not None
-            waker.clear()
             if self._seq < actor.last_seq:
                 await self._fetch(actor)
                 if self._page:
@@ -128,7 +127,7 @@ class Subscription:
             elif actor.closed:
                 return False
             else:
-                await waker.wait()
+                await waker.changed.wait()
                 if actor.expired(self._log.registry.clock.now_us()):
                     raise SessionNotFound(self._session_id)
 
@@ -160,27 +159,12 @@ class _Waker:
 
     def __init__(self, registry: Registry, actor: SessionActor, new_ack: Callable[[], Ack]) -> None:
         self.actor = actor
+        self.changed = Signal(new_ack)
         self._registry = registry
-        self._new_ack = new_ack
-        self._ack: Ack | None = None
-        self._woken = False
         registry.subscribe(actor, self)
 
-    def clear(self) -> None:
-        self._woken = False
-
     def wake(self) -> None:
-        self._woken = True
-        if self._ack is not None and not self._ack.done():
-            self._ack.set_result(None)
-
-    async def wait(self) -> None:
-        while not self._woken:
-            self._ack = self._new_ack()
-            try:
-                await self._ack
-            finally:
-                self._ack = None
+        self.changed.set()
 
     def detach(self) -> None:
         self._registry.unsubscribe(self.actor, self)
