@@ -19,6 +19,7 @@ __all__ = [
     "Limits",
     "RestartConfig",
     "RetentionConfig",
+    "WatchConfig",
     "WriterConfig",
 ]
 
@@ -129,6 +130,17 @@ class JanitorConfig(_Section, frozen=True, kw_only=True):
     """Reads' touches are written at most so late (sooner for short TTLs)."""
 
 
+class WatchConfig(_Section, frozen=True, kw_only=True):
+    """Commits of other instances, for sessions that have a subscriber here.
+
+    Only for stores that cannot tell of every one: each such session is polled, at once more often
+    where there is news, and ever more rarely where there is none.
+    """
+
+    poll_min_s: float = 0.02
+    poll_max_s: float = 1.0
+
+
 class RestartConfig(_Section, frozen=True, kw_only=True):
     """Restart intensity: more than ``max_restarts`` within ``within_s`` and the part gives up."""
 
@@ -155,4 +167,5 @@ class Config(_Section, frozen=True, kw_only=True):
     writer: WriterConfig = msgspec.field(default_factory=WriterConfig)
     retention: RetentionConfig = msgspec.field(default_factory=RetentionConfig)
     janitor: JanitorConfig = msgspec.field(default_factory=JanitorConfig)
+    watch: WatchConfig = msgspec.field(default_factory=WatchConfig)
     restart: RestartConfig = msgspec.field(default_factory=RestartConfig)

@@ -51,11 +51,17 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     """Nobody else can write while it is open: reads may come from the actor without I/O."""
     watches: bool = True
     """`watch` reports sessions changed by others."""
+    watch_is_complete: bool = True
+    """Every commit elsewhere leads to a hint. If not, the engine also polls what somebody here listens to."""
     preferred_lanes: int = 1
     max_batch_sessions: int | None = None
     """A lower bound of the store's own on one commit, if it has one."""
     max_value_bytes: int | None = None
     max_event_bytes: int | None = None
+    max_unit_bytes: int | None = None
+    """Keys, values and events of one `SessionWrite`."""
+    max_unit_items: int | None = None
+    """Keys set or removed, and events, of one `SessionWrite`."""
 
 
 class Head(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -359,12 +365,13 @@ class Backend(Protocol):
         """
         ...
 
-    async def watch(self, changed: Callable[[Sequence[str] | None], None]) -> None:
+    async def watch(self, changed: Callable[[Collection[int] | None], None]) -> None:
         """Run until cancelled; call ``changed`` soon after other instances may have committed.
 
         Once at the start, when nothing that is committed from then on can go unnoticed; afterwards
-        with the ids of changed sessions, or None if it cannot tell which. Hints may be spurious,
-        and calls for own commits are allowed; a commit elsewhere must lead to one.
+        with the incarnations of changed sessions, or None if it cannot tell which. Hints may be
+        spurious, and calls for own commits are allowed; a commit elsewhere must lead to one if the
+        capabilities say so, and otherwise should. Not called if they say that it does not watch.
         """
         ...
 

@@ -6,7 +6,7 @@ Several backends over one `MemoryData` stand for several instances on one store.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from urllib.parse import SplitResult
 
 import anyio
@@ -62,7 +62,7 @@ class MemoryData:
     def __init__(self) -> None:
         self.rows: dict[str, _Row] = {}
         self.markers: dict[tuple[str, int], tuple[int, list[Outcome], int]] = {}
-        self.watchers: set[Callable[[Sequence[str] | None], None]] = set()
+        self.watchers: set[Callable[[Collection[int] | None], None]] = set()
 
 
 class MemoryBackend:
@@ -82,7 +82,7 @@ class MemoryBackend:
         outcomes = [self._apply(write, batch.max_events) for write in batch.writes]
         writer, lane, flush = batch.marker
         self._data.markers[writer, lane] = (flush, outcomes, batch.now_us)
-        changed = [write.id for write in batch.writes]
+        changed = [write.incarnation for write in batch.writes]
         for notify in list(self._data.watchers):
             notify(changed)
         return outcomes
@@ -190,7 +190,7 @@ class MemoryBackend:
             deleted += _trim(row, policy)
         return deleted
 
-    async def watch(self, changed: Callable[[Sequence[str] | None], None]) -> None:
+    async def watch(self, changed: Callable[[Collection[int] | None], None]) -> None:
         self._data.watchers.add(changed)
         changed(None)
         try:

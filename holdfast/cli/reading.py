@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import anyio
@@ -233,7 +233,8 @@ async def _read_on(backend: Backend, head: Head, stream: str | None, seq: int, e
 async def _follow(backend: Backend, head: Head, stream: str | None, seq: int, emit: Callable[[Event], None]) -> None:
     bell = _Bell()
     async with anyio.create_task_group() as group:
-        group.start_soon(backend.watch, bell.ring)
+        if backend.capabilities.watches:
+            group.start_soon(backend.watch, bell.ring)
         while True:
             bell.reset()  # before reading: what is committed during the read must ring again
             closed = (await find(backend, head.id)).head.status == "closed"
@@ -255,7 +256,7 @@ class _Bell:
     def reset(self) -> None:
         self._rung = anyio.Event()
 
-    def ring(self, _changed: Sequence[str] | None) -> None:
+    def ring(self, _changed: Collection[int] | None) -> None:
         self._rung.set()
 
     async def wait(self) -> None:

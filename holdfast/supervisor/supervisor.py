@@ -28,16 +28,8 @@ from holdfast.model import Durability, SessionInfo, SessionStatus, new_incarnati
 from holdfast.restart import RestartPolicy
 from holdfast.supervisor.checks import Checks, check_session_id, seconds_to_us
 from holdfast.supervisor.session import Session, session_info
-from holdfast.supervisor.workers import (
-    Janitor,
-    Keeper,
-    Passivator,
-    Trimmer,
-    Watcher,
-    Worker,
-    WorkerStatistics,
-    supervise,
-)
+from holdfast.supervisor.watcher import Watcher
+from holdfast.supervisor.workers import Janitor, Keeper, Passivator, Trimmer, Worker, WorkerStatistics, supervise
 
 __all__ = ["DrainReport", "SessionList", "Statistics", "Supervisor"]
 
@@ -100,7 +92,7 @@ def _background_workers(engine: Engine, janitor: Janitor, trimmer: Trimmer) -> l
     if not engine.config.background:
         return []
     workers: list[Worker] = [janitor, trimmer, Keeper(engine), Passivator(engine)]
-    if engine.backend.capabilities.watches and not engine.exclusive:
+    if not engine.exclusive:
         workers.append(Watcher(engine))
     return workers
 

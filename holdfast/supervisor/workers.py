@@ -19,9 +19,8 @@ from holdfast.actors.engine import Engine
 from holdfast.backends.base import Expired, TrimPolicy
 from holdfast.errors import HoldfastError
 from holdfast.restart import RestartPolicy
-from holdfast.waiting import Signal
 
-__all__ = ["Janitor", "Keeper", "Passivator", "Trimmer", "Watcher", "WorkerStatistics", "supervise"]
+__all__ = ["Janitor", "Keeper", "Passivator", "Trimmer", "Worker", "WorkerStatistics", "supervise"]
 
 _log = structlog.stdlib.get_logger("holdfast.worker")
 
@@ -226,45 +225,3 @@ class Passivator(Worker):
             await self.pause(self.engine.config.actors.idle_s)
             self.done += self.engine.registry.passivate_idle()
             self.passes += 1
-
-
-class Watcher(Worker):
-    """Learns of commits by other instances, for the sessions that somebody here listens to."""
-
-    name = "watcher"
-
-    def __init__(self, engine: Engine) -> None:
-        super().__init__(engine)
-        self._changed: set[str] = set()
-        self._hint = Signal(engine.new_ack)
-
-    async def run(self) -> None:
-        """Watch while there is a subscriber; cost nothing while there is none."""
-        registry = self.engine.registry
-        while True:
-            while not registry.subscribed:
-                await registry.audience.wait()
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self.engine.backend.watch, self._on_hint)
-                tasks.start_soon(self._follow_hints)
-                while registry.subscribed:
-                    await registry.audience.wait()
-                tasks.cancel_scope.cancel()
-
-    async def _follow_hints(self) -> None:
-        while True:
-            await self._hint.wait()
-            await self._refresh()
-
-    def _on_hint(self, changed: Sequence[str] | None) -> None:
-        subscribed = {actor.id for actor in self.engine.registry.subscribed}
-        self._changed |= subscribed if changed is None else subscribed.intersection(changed)
-        self._hint.set()
-
-    async def _refresh(self) -> None:
-        changed, self._changed = self._changed, set()
-        self.passes += 1
-        self.done += len(changed)
-        async with anyio.create_task_group() as tasks:  # the reader makes one batch of them
-            for session_id in changed:
-                tasks.start_soon(self.engine.registry.refresh_head, session_id)

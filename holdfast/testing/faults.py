@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Literal
 
 import anyio
@@ -215,7 +215,7 @@ class FaultyBackend:
         await _after(fault)
         return count
 
-    async def watch(self, changed: Callable[[Sequence[str] | None], None]) -> None:
+    async def watch(self, changed: Callable[[Collection[int] | None], None]) -> None:
         self.calls["watch"] += 1
         await self.inner.watch(changed)
 

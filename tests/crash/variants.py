@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import anyio
 import msgspec
@@ -43,19 +43,19 @@ class PublishesEarly(FaultyBackend):
     """Shows the events of a commit that is still under way to everybody who looks, and tells them to look."""
 
     _pending: Sequence[SessionWrite] = ()
-    _changed: Callable[[Sequence[str] | None], None] | None = None
+    _changed: Callable[[Collection[int] | None], None] | None = None
 
     async def commit(self, batch: Batch) -> list[Outcome]:
         self._pending = batch.writes
         if self._changed is not None:
-            self._changed([write.id for write in batch.writes])
+            self._changed([write.incarnation for write in batch.writes])
         await anyio.sleep(0.02)
         try:
             return await self.inner.commit(batch)
         finally:
             self._pending = ()
 
-    async def watch(self, changed: Callable[[Sequence[str] | None], None]) -> None:
+    async def watch(self, changed: Callable[[Collection[int] | None], None]) -> None:
         self._changed = changed
         await self.inner.watch(changed)
 

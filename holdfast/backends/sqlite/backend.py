@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
@@ -173,7 +173,7 @@ class SQLiteBackend:
             return 0
         return await self._write(lambda connection: upkeep.trim(connection, targets, limit))
 
-    async def watch(self, changed: Callable[[Sequence[str] | None], None]) -> None:
+    async def watch(self, changed: Callable[[Collection[int] | None], None]) -> None:
         """Polls on the write connection, whose own commits do not count there."""
         if self._config.exclusive:
             await anyio.sleep_forever()

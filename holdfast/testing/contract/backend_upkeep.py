@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
 
 import anyio
 import msgspec
@@ -185,8 +185,8 @@ class UpkeepContract(ContractBase):
         head = await direct.create("s")
         hint = anyio.Event()
 
-        def changed(ids: Sequence[str] | None) -> None:
-            if ids is None or "s" in ids:
+        def changed(incarnations: Collection[int] | None) -> None:
+            if incarnations is None or head.incarnation in incarnations:
                 hint.set()
 
         async with anyio.create_task_group() as tasks:
