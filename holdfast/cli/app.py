@@ -13,6 +13,7 @@ import anyio
 import click
 import structlog
 
+from holdfast.cli import copy as copies
 from holdfast.cli import doctor as checks
 from holdfast.cli import reading, upkeep
 from holdfast.cli.output import plain
@@ -179,6 +180,21 @@ def doctor(store_url: str | None, config: Path | None, *, json: bool) -> None:
     found, facts = _run(partial(checks.diagnose, store_url, config))
     checks.print_checks(found, facts, json=json)
     if any(check.status == "fail" for check in found):
+        sys.exit(1)
+
+
+@main.command()
+@click.argument("source_url")
+@click.argument("target_url")
+@click.option("--no-verify", is_flag=True, help="Do not compare the stores afterwards.")
+@click.option("--json", is_flag=True, help="One JSON document for programs.")
+def copy(source_url: str, target_url: str, *, no_verify: bool, json: bool) -> None:
+    """Copy all live sessions to another store, with state and events, and compare the two.
+
+    Event ids and cursors stay valid. For a source that no server uses. Killed or interrupted, run it again: it goes on
+    where it stopped. A session that the target has another of, or has used since, is reported and left as it is.
+    """
+    if not _run(partial(copies.copy_store, source_url, target_url, verify=not no_verify, json=json)):
         sys.exit(1)
 
 
