@@ -1,0 +1,169 @@
+"""Runs several workers on one store, kills one now and then, and collects what they have seen."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import anyio
+
+from tests.crash.harness import ROOT, environment
+from tests.crash.stores import open_store
+from tests.histories import certificate, visibility
+from tests.histories.history import FIRST_STATE, History, Operation, Recorder, read_operations
+
+__all__ = ["Plan", "faults_of", "run_histories"]
+
+LOOPS = ("asyncio", "trio", "uvloop")
+EXPECTED = frozenset(
+    {"cancelled", "Conflict", "EventGap", "DeadlineExceeded", "OutcomeUnknown", "Unavailable", "Overloaded"}
+)
+"""What may be answered by a store that is sound. Everything else is a fault by itself."""
+END_S = 60.0
+"""A worker that does not end in so long after its time hangs."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How a run goes. ``variants`` are the workers' stores, in turn."""
+
+    seconds: float
+    workers: int = 3
+    sessions: int = 2
+    kill_every_s: float = 1.0
+    variants: Sequence[str] = ("sound",)
+    pause_s: float = 0.01
+    catch_up_s: float = 20.0
+    """How long a subscription may take at the end to show all that is there."""
+
+
+class _Workers:
+    """The processes of one run."""
+
+    def __init__(self, url: str, folder: Path, plan: Plan, rng: random.Random) -> None:
+        self._url = url
+        self._folder = folder
+        self._plan = plan
+        self._rng = rng
+        self._until_ns = time.monotonic_ns() + int(plan.seconds * 1e9)
+        self._running: dict[int, subprocess.Popen[bytes]] = {}
+        self._started = 0
+        self.kills = 0
+
+    def start(self) -> None:
+        """One more; it ends by itself when the run's time is over."""
+        number, self._started = self._started, self._started + 1
+        plan = self._plan
+        command = [
+            sys.executable, "-m", "tests.histories.worker", self._url, str(self._folder / f"w{number}.jsonl"),
+            *session_names(plan), "--seed", str(self._rng.getrandbits(32)), "--until-ns", str(self._until_ns),
+            "--loop", LOOPS[number % len(LOOPS)], "--variant", plan.variants[number % len(plan.variants)],
+            "--pause-s", str(plan.pause_s), "--catch-up-s", str(plan.catch_up_s),
+        ]  # fmt: skip
+        with (self._folder / f"w{number}.stderr").open("wb") as stderr:
+            self._running[number] = subprocess.Popen(command, stderr=stderr, cwd=ROOT, env=environment())
+
+    def kill_one(self) -> None:
+        """``kill -9``."""
+        number = self._rng.choice(list(self._running))
+        process = self._running.pop(number)
+        assert process.poll() is None, f"worker {number} has ended by itself: {self._said(number)}"
+        process.kill()
+        process.wait()
+        self.kills += 1
+
+    @property
+    def time_left_s(self) -> float:
+        return (self._until_ns - time.monotonic_ns()) / 1e9
+
+    def wait(self) -> list[str]:
+        """Let them end. What is wrong with how they did, in words."""
+        faults = list[str]()
+        for number, process in self._running.items():
+            try:
+                code = process.wait(max(0.0, self.time_left_s) + END_S)
+            except subprocess.TimeoutExpired:
+                faults.append(f"worker {number} hangs")
+                continue
+            if code != 0:
+                faults.append(f"worker {number} ended with {code}: {self._said(number)}")
+        return faults
+
+    def end(self) -> None:
+        for process in self._running.values():
+            process.kill()
+            process.wait()
+
+    def _said(self, number: int) -> str:
+        return (self._folder / f"w{number}.stderr").read_text(errors="replace")[-3000:]
+
+
+def session_names(plan: Plan) -> list[str]:
+    return [f"h{number}" for number in range(plan.sessions)]
+
+
+def run_histories(url: str, folder: Path, plan: Plan, rng: random.Random) -> tuple[list[Operation], list[str]]:
+    """Let workers loose on new sessions of the store. All that they did, and what they complained of.
+
+    Leaves the sessions there. The files of the workers stay in the folder.
+    """
+    recorder = Recorder(folder / "driver.jsonl")
+    anyio.run(_create, url, recorder, session_names(plan))
+    workers = _Workers(url, folder, plan, rng)
+    try:
+        for _ in range(plan.workers):
+            workers.start()
+        while (pause_s := plan.kill_every_s * rng.uniform(0.5, 1.5)) < workers.time_left_s - 0.5:
+            time.sleep(pause_s)
+            workers.kill_one()
+            workers.start()
+        complaints = workers.wait()
+    finally:
+        workers.end()
+    anyio.run(_read_all, url, recorder, session_names(plan))
+    recorder.close()
+    operations = [op for path in sorted(folder.glob("*.jsonl")) for op in read_operations(path)]
+    return operations, complaints
+
+
+async def _create(url: str, recorder: Recorder, names: list[str]) -> None:
+    async with open_store(url) as store:
+        for name in names:
+            session = await store.create(name)
+            number = recorder.called(name, FIRST_STATE, {})
+            info = await session.info()
+            recorder.returned(number, [info.version, info.first_seq, info.last_seq])
+
+
+async def _read_all(url: str, recorder: Recorder, names: list[str]) -> None:
+    """What is there in the end."""
+    async with open_store(url) as store:
+        for name in names:
+            session = await store.require(name)
+            number = recorder.called(name, "info", {})
+            info = await session.info()
+            recorder.returned(number, [info.version, info.first_seq, info.last_seq])
+            number = recorder.called(name, "state", {})
+            recorder.returned(number, await session.state())
+            number = recorder.called(name, "events", {"after": 0})
+            recorder.returned(number, [[event.id, event.data] for event in await session.events()])
+
+
+def faults_of(operations: list[Operation]) -> list[str]:
+    """What all checkers have to say."""
+    faults = [
+        f"{operation}: no sound store answers so" for operation in operations
+        if operation.error is not None and operation.error not in EXPECTED
+    ]  # fmt: skip
+    for history in History.by_session(operations):
+        faults += [f"{history.session}, visibility: {fault}" for fault in visibility.check(history)]
+        try:
+            faults += [f"{history.session}, linearizability: {fault}" for fault in certificate.check(history)]
+        except certificate.Undecided as exc:
+            faults.append(f"{history.session}, linearizability: undecided; {exc}")
+    return faults

@@ -1,0 +1,85 @@
+"""P3, P4, P6, P7: several processes on one store, some killed; all that they saw must fit one order.
+
+`certificate` says what is proved. ``HOLDFAST_SOAK_SECONDS`` sets how long it goes on for each store (``make soak``),
+``HOLDFAST_SEED`` repeats a run's choices (not its timing). A failure leaves the histories in the test's folder.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.crash.stores import STORES
+from tests.histories.driver import Plan, faults_of, run_histories
+from tests.histories.history import WRITES, Operation
+
+SECONDS = float(os.environ.get("HOLDFAST_SOAK_SECONDS", "5"))
+ROUND_S = 15.0
+"""A long run is many rounds, each on new sessions of a new store."""
+SEED = int(os.environ.get("HOLDFAST_SEED", "0")) or random.SystemRandom().randrange(1, 2**32)
+
+
+def work_done(operations: list[Operation]) -> str:
+    """For the report; fails if the run was not worth much."""
+    kinds = Counter(op.kind for op in operations if op.happened == "yes")
+    told = Counter(op.error or op.happened for op in operations)
+    writes = sum(kinds[kind] for kind in WRITES)
+    shown = sum(len(op.seen) for op in operations)
+    assert writes > 100, kinds
+    assert shown > 100
+    assert kinds.keys() >= WRITES | {"get", "get_versioned", "state", "info", "events", "last_events", "tail"}
+    return f"{writes:,} writes, {sum(kinds.values()) - writes:,} reads, {shown:,} events shown; {dict(told)}"
+
+
+@pytest.mark.parametrize("name", STORES)
+def test_histories_fit_one_order(name: str, tmp_path: Path) -> None:
+    """Four processes on every event loop, one killed each second or so, one behind a connection that breaks."""
+    print(f"HOLDFAST_SEED={SEED}")
+    rng = random.Random(SEED)
+    left_s, number = SECONDS, 0
+    while left_s > 0:
+        folder = tmp_path / f"round{number}"
+        folder.mkdir()
+        with STORES[name](folder) as store:
+            plan = Plan(
+                seconds=min(left_s, ROUND_S),
+                workers=rng.choice([2, 3, 4]) if number else 3,
+                sessions=rng.choice([1, 2, 3]) if number else 2,
+                variants=("sound", "sound", "loses connections"),
+                pause_s=rng.choice([0.0, 0.01, 0.05]) if number else 0.01,
+            )
+            operations, complaints = run_histories(store.url, folder, plan, rng)
+        assert complaints == []
+        faults = faults_of(operations)
+        assert faults == [], f"HOLDFAST_SEED={SEED}, {plan}: {len(faults)} faults, the first: {faults[:3]}"
+        print(work_done(operations))
+        left_s, number = left_s - ROUND_S, number + 1
+
+
+@pytest.mark.parametrize(
+    ("variant", "complaint"),
+    [
+        ("acknowledges early", "linearizability"),
+        ("forgets markers", "nobody's"),
+        ("forgets fences", "linearizability"),
+        ("reads stale", "shows this"),
+        ("numbers outside the lock", "not there then, or lost"),
+        ("tears units", "shows this"),
+    ],
+)
+def test_broken_stores_are_caught(variant: str, complaint: str, tmp_path: Path) -> None:
+    """The same run on a store that breaks a promise must not pass; one of three processes is enough."""
+    rng = random.Random(SEED)
+    for attempt in range(5):
+        folder = tmp_path / str(attempt)
+        folder.mkdir()
+        with STORES["sqlite"](folder) as store:
+            plan = Plan(seconds=1.2, variants=(variant, "sound", variant), kill_every_s=1e9, catch_up_s=0.3)
+            operations, _ = run_histories(store.url, folder, plan, rng)
+        if any(complaint in fault for fault in faults_of(operations)):
+            return
+    pytest.fail(f"HOLDFAST_SEED={SEED}: {variant} went unnoticed")
