@@ -12,7 +12,7 @@ from holdfast.backends.base import Capabilities, Head, NewEvent, SessionWrite, S
 from holdfast.config import WriterConfig
 from holdfast.model import Event
 
-__all__ = ["Assembly", "Bounds", "TooLarge", "Verdict", "compare", "state_difference"]
+__all__ = ["USED", "Assembly", "Bounds", "Diverged", "TooLarge", "Verdict", "compare", "state_difference"]
 
 
 class Verdict(enum.Enum):
@@ -26,6 +26,8 @@ class Verdict(enum.Enum):
     """Behind, and the events that come next are gone at the source: to be copied anew."""
     CONFLICT = "conflict"
 
+
+USED: Final = "it has been used at the target since it was copied"
 
 _FIXED: Final = ("owner", "created_us", "ttl_us", "deadline_us")
 """What never changes in a session's life."""
@@ -49,7 +51,7 @@ def compare(source: Head, target: Head | None, now_us: int) -> tuple[Verdict, st
         if getattr(target, field) != getattr(source, field):
             return Verdict.CONFLICT, f"the target has it with another {field.removesuffix('_us')}"
     if _is_ahead(source, target):
-        return Verdict.CONFLICT, "it has been used at the target since it was copied"
+        return Verdict.CONFLICT, USED
     if target.version == source.version and _content(target) != _content(source):
         return Verdict.CONFLICT, "the target has the same version of it with other contents"
     return (Verdict.CUT_OFF if source.first_seq > target.last_seq + 1 else Verdict.BEHIND), ""
@@ -69,11 +71,21 @@ def _content(head: Head) -> tuple[int, str, bytes]:
 def state_difference(
     source: Mapping[str, StateValue], target: Mapping[str, StateValue]
 ) -> tuple[list[str], list[tuple[str, StateValue]]]:
-    """Keys to remove from the target, and those to set, by ascending version."""
+    """Keys to remove from the target, and those to set, by ascending version.
+
+    Raises: `Diverged` if a key has been written at the target.
+    """
     removed = [key for key in target if key not in source]
     changed = [(key, value) for key, value in source.items() if target.get(key) != value]
+    for key, value in changed:
+        if key in target and target[key].version >= value.version:
+            raise Diverged
     changed.sort(key=lambda item: item[1].version)
     return removed, changed
+
+
+class Diverged(Exception):
+    """The copy has had a life of its own."""
 
 
 class TooLarge(Exception):

@@ -9,8 +9,10 @@ from holdfast.backends.base import Head, LoadRequest, Outcome, SessionWrite, Sna
 from holdfast.copying.access import Access, Lane
 from holdfast.copying.log import Log, Moved
 from holdfast.copying.plan import (
+    USED,
     Assembly,
     Bounds,
+    Diverged,
     TooLarge,
     Verdict,
     compare,
@@ -18,7 +20,7 @@ from holdfast.copying.plan import (
     state_difference,
     value_bytes,
 )
-from holdfast.copying.report import Phase, Report
+from holdfast.copying.report import Phase, ProblemKind, Report
 from holdfast.errors import Rejected, StoreError
 
 __all__ = ["Transfer"]
@@ -134,8 +136,7 @@ class _Attempt:
                 self._report.already_there += self._transfer.first_pass
                 self._transfer.done(1, 0)
             elif verdict is Verdict.CONFLICT:
-                self._report.add(head.id, "conflict", reason)
-                self._transfer.done(1, 0)
+                self._give_up(head.id, "conflict", reason)
             else:
                 wanted[head.id] = verdict
         return wanted
@@ -158,15 +159,19 @@ class _Attempt:
                 await self._remove_copy(source.head)
                 last = await self._prepare(source, None)
         except TooLarge as exc:
-            self._report.add(session_id, "too large", str(exc))
-            self._transfer.done(1, 0)
+            self._give_up(session_id, "too large", str(exc))
         except Rejected as exc:
-            self._report.add(session_id, "rejected", str(exc))
-            self._transfer.done(1, 0)
+            self._give_up(session_id, "rejected", str(exc))
+        except Diverged:
+            self._give_up(session_id, "conflict", USED)
         except Moved as exc:
             self._moved[session_id] = str(exc)
         else:
             await self._add_to_batch(last)
+
+    def _give_up(self, session_id: str, kind: ProblemKind, detail: str) -> None:
+        self._report.add(session_id, kind, detail)
+        self._transfer.done(1, 0)
 
     async def _load_copy(self, head: Head) -> Snapshot:
         [copy] = await self._target.read(self._target.backend.load, [LoadRequest(head.id)])
@@ -177,7 +182,7 @@ class _Attempt:
     async def _prepare(self, source: Snapshot, copy: Snapshot | None) -> _Last:
         """The last write of the session; those before it are committed already.
 
-        Raises: `TooLarge` (then nothing is), `Moved`, `Rejected`, `_CutOff`.
+        Raises: `TooLarge` and `Diverged` (then nothing is), `Moved`, `Rejected`, `_CutOff`.
         """
         head, bounds = source.head, self._transfer.bounds
         state = source.state or {}
@@ -187,6 +192,8 @@ class _Attempt:
         seq = copy.head.last_seq if copy is not None else head.first_seq - 1
         if seq + 1 < head.first_seq:
             raise _CutOff
+        if copy is not None:
+            await self._compare_last_event(head, copy.head)
         assembly = Assembly(
             head,
             copy.head if copy is not None else None,
@@ -206,6 +213,14 @@ class _Attempt:
             await self._make_room(assembly, event_bytes(event), head, event.seq)
             assembly.append(event)
         return _Last(assembly.finish(), copy is None and assembly.is_first, assembly.size)
+
+    async def _compare_last_event(self, head: Head, copy: Head) -> None:
+        """Raise `Diverged` if the log of the copy does not end as the session's did."""
+        seq = copy.last_seq
+        if seq >= max(head.first_seq, copy.first_seq):
+            last = await Log(self._target, copy, seq - 1).next()
+            if last != await Log(self._source, head, seq - 1).next():
+                raise Diverged
 
     async def _make_room(self, assembly: Assembly, size: int, head: Head, seq: int) -> None:
         """Commit what has been assembled if ``size`` more does not fit. Events up to ``seq`` have been checked."""
