@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST_ARGS ?=
 SOAK_CYCLES ?= 1000
+SOAK_SECONDS ?= 600
 BENCH_ARGS ?=
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
@@ -15,7 +16,7 @@ help:
 	@echo 'make demo       kill -9 a real MCP server in mid-stream and check that nothing is lost'
 	@echo 'make test       lint, types, import rules, tests'
 	@echo 'make lint       ruff            make types      mypy and pyright, strict'
-	@echo 'make soak       1,000 kill -9 cycles with a ledger of acknowledged writes'
+	@echo 'make soak       1,000 kill -9 cycles with a ledger of acknowledged writes; ten minutes of histories'
 	@echo 'make bench      every benchmark make sdk-tests  the tests of the MCP SDK on our event store'
 	@echo 'make clean      remove the virtual environment and caches'
 
@@ -54,7 +55,8 @@ unit: $(STAMP)
 	@$(BIN)/pytest $(PYTEST_ARGS)
 
 soak: $(STAMP)
-	HOLDFAST_SOAK_CYCLES=$(SOAK_CYCLES) $(BIN)/pytest tests/crash -o faulthandler_timeout=0 $(PYTEST_ARGS)
+	HOLDFAST_SOAK_CYCLES=$(SOAK_CYCLES) HOLDFAST_SOAK_SECONDS=$(SOAK_SECONDS) \
+		$(BIN)/pytest tests/crash tests/histories -o faulthandler_timeout=0 $(PYTEST_ARGS)
 
 bench: $(STAMP)
 	@$(BIN)/python -m bench all $(BENCH_ARGS)

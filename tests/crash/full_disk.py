@@ -13,7 +13,8 @@ import anyio
 from holdfast.config import WriterConfig
 from holdfast.errors import StoreError
 from holdfast.supervisor.session import Session
-from tests.crash.ledger import Ledger, create_sessions, open_store
+from tests.crash.ledger import Ledger, create_sessions
+from tests.crash.stores import open_store, sqlite_url
 
 FOLDER_BYTES = 6 << 20
 BALLAST_BYTES = 2 << 20
@@ -61,10 +62,10 @@ async def append_as_soon_as_possible(session: Session, number: int) -> None:
 
 
 async def main(folder: Path) -> dict[str, Any]:
-    path, ballast = folder / "sessions.db", folder / "ballast"
+    url, ballast = sqlite_url(folder / "sessions.db"), folder / "ballast"
     ballast.write_bytes(b"x" * BALLAST_BYTES)
-    await create_sessions(str(path))
-    async with open_store(str(path), writer=WriterConfig(retry_for_s=0.3)) as store:
+    await create_sessions(url)
+    async with open_store(url, writer=WriterConfig(retry_for_s=0.3)) as store:
         sessions = [await store.require(name) for name in ("s00", "s01", "s02")]
         errors = list[str]()
         number = 1
@@ -78,7 +79,7 @@ async def main(folder: Path) -> dict[str, Any]:
             number += 1
             await append_as_soon_as_possible(session, number)
         after = [len(await session.events()) for session in sessions]
-    faults = await ledger.check(str(path))
+    faults = await ledger.check(url)
     return {"errors": errors, "reads": reads, "after": after, "faults": faults, "acked": ledger.acknowledged}
 
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.crash.ledger import Ledger
+from tests.crash.stores import Server
 
 ROOT = Path(__file__).parents[2]
 START_S = 20.0
@@ -26,11 +27,11 @@ def environment() -> dict[str, str]:
 class Worker:
     """One process under test. Its output is read to the last byte that it wrote."""
 
-    def __init__(self, ledger: Ledger, path: Path, *arguments: str, prefix: Sequence[str] = ()) -> None:
+    def __init__(self, ledger: Ledger, url: str, *arguments: str, prefix: Sequence[str] = ()) -> None:
         self._ledger = ledger
         self.lines = 0
         self._process = subprocess.Popen(
-            [*prefix, sys.executable, "-m", "tests.crash.worker", str(path), *arguments],
+            [*prefix, sys.executable, "-m", "tests.crash.worker", url, *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             cwd=ROOT,
@@ -75,13 +76,13 @@ class Worker:
 
 
 def kill_cycle(
-    ledger: Ledger, path: Path, rng: random.Random, name: str, *, durability: str = "process", variant: str = "sound",
+    ledger: Ledger, url: str, rng: random.Random, name: str, *, durability: str = "process", variant: str = "sound",
     processes: int = 2, lines: int = 1,
 ) -> None:  # fmt: skip
-    """Start workers on one file, let each tell at least so many lines, and kill it at a moment of its own."""
+    """Start workers on one store, let each tell at least so many lines, and kill it at a moment of its own."""
     workers = [
         Worker(
-            ledger, path, "--writer", f"{name}.{number}", "--durability", durability,
+            ledger, url, "--writer", f"{name}.{number}", "--durability", durability,
             "--variant", variant, "--loop", rng.choice(LOOPS),
         )
         for number in range(processes)
@@ -90,6 +91,28 @@ def kill_cycle(
         for worker in workers:
             worker.wait_for_lines(lines)
             time.sleep(rng.random() * 0.15)
+    finally:
+        for worker in workers:
+            worker.kill()
+
+
+def kill_server_cycle(
+    ledger: Ledger, url: str, server: Server, rng: random.Random, name: str, *, processes: int = 2
+) -> None:
+    """Kill the server under workers, start it again, and see each of them go on by itself."""
+    workers = [
+        Worker(ledger, url, "--writer", f"{name}.{number}", "--durability", "disk", "--loop", rng.choice(LOOPS))
+        for number in range(processes)
+    ]
+    try:
+        for worker in workers:
+            worker.wait_for_lines()
+        time.sleep(rng.random() * 0.3)
+        server.kill()
+        time.sleep(rng.random() * 0.3)
+        server.restart()
+        for worker in workers:
+            worker.wait_for_lines(worker.lines + 50)
     finally:
         for worker in workers:
             worker.kill()

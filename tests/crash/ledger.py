@@ -5,12 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from holdfast.backends.sqlite import SQLiteBackend, SQLiteConfig
-from holdfast.config import Config, RetentionConfig
 from holdfast.errors import HoldfastError
 from holdfast.model import Event
 from holdfast.supervisor.session import Session
-from holdfast.supervisor.supervisor import Supervisor
+from tests.crash.stores import open_store
 
 SESSIONS = [f"s{number:02}" for number in range(12)]
 
@@ -18,13 +16,8 @@ Write = list[Any]
 """``[writer, number]``: unique, and the numbers of a writer grow."""
 
 
-def open_store(path: str, **settings: Any) -> Supervisor:
-    config = Config(ttl_s=None, retention=RetentionConfig(max_events=None), **settings)
-    return Supervisor(SQLiteBackend(SQLiteConfig(path=path)), config)
-
-
-async def create_sessions(path: str) -> None:
-    async with open_store(path) as store:
+async def create_sessions(url: str) -> None:
+    async with open_store(url) as store:
         for name in SESSIONS:
             await store.create(name)
 
@@ -59,10 +52,10 @@ class Ledger:
     def acknowledged(self) -> int:
         return sum(map(len, self.acked.values()))
 
-    async def check(self, path: str) -> list[str]:
+    async def check(self, url: str) -> list[str]:
         """Compare with the store, opened anew. What is wrong, in words; nothing if all is well."""
         faults = list(self.faults)
-        async with open_store(path) as store:
+        async with open_store(url) as store:
             for name in SESSIONS:
                 session = await store.require(name)
                 events = [event async for event in session.replay()]

@@ -15,7 +15,7 @@ from holdfast.backends.urls import create_backend
 from holdfast.settings import load
 from holdfast.supervisor.supervisor import Supervisor
 
-__all__ = ["STORES", "Server", "Store", "open_store", "sqlite_url"]
+__all__ = ["SERVERS", "STORES", "Server", "Store", "open_store", "sqlite_url"]
 
 
 class Server(Protocol):
@@ -49,6 +49,9 @@ def _sqlite(folder: Path) -> Generator[Store]:
 
 STORES: dict[str, Callable[[Path], AbstractContextManager[Store]]] = {"sqlite": _sqlite}
 """By name: opens a fresh store; the folder is an empty one, for those that need files."""
+
+SERVERS: tuple[str, ...] = ()
+"""Those of them whose server can be killed."""
 
 
 def _unchanged(backend: Backend) -> Backend:

@@ -13,6 +13,7 @@ import pytest
 
 from tests.crash.harness import ROOT, Worker, environment
 from tests.crash.ledger import Ledger, create_sessions
+from tests.crash.stores import sqlite_url
 
 
 def _can(*command: str) -> bool:
@@ -50,15 +51,15 @@ def test_failing_system_calls(tmp_path: Path, calls: str, error: str) -> None:
     """Every so often a system call fails: what was acknowledged is there, once, and writing goes on."""
     if not _can("strace", "-f", "-o", "/dev/null", "-e", "trace=fsync", "true"):
         pytest.skip("no strace, or it may not trace here")
-    path = tmp_path / "sessions.db"
-    anyio.run(create_sessions, str(path))
+    url = sqlite_url(tmp_path / "sessions.db")
+    anyio.run(create_sessions, url)
     ledger = Ledger()
     inject = f"inject={calls}:error={error}:when=40+37"
     trace = tmp_path / "trace"
     prefix = ("strace", "-f", "-qq", "-o", str(trace), "-e", f"trace={calls}", "-e", inject)
-    worker = Worker(ledger, path, "--writer", "w", "--durability", "disk", "--seconds", "1.5", prefix=prefix)
+    worker = Worker(ledger, url, "--writer", "w", "--durability", "disk", "--seconds", "1.5", prefix=prefix)
     said = worker.wait()
     assert "(INJECTED)" in trace.read_text()
-    faults = anyio.run(ledger.check, str(path))
+    faults = anyio.run(ledger.check, url)
     assert faults == [], said[-2000:]
     assert ledger.acknowledged > 100, said[-2000:]

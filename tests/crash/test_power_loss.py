@@ -15,6 +15,7 @@ import pytest
 
 from tests.crash.harness import Worker
 from tests.crash.ledger import Ledger, create_sessions
+from tests.crash.stores import sqlite_url
 
 EXT4_IOC_SHUTDOWN = 0x8004587D
 NO_LOG_FLUSH = 2
@@ -63,11 +64,11 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
 
 
 def _write_until_power_is_lost(disk: Disk, durability: str) -> tuple[Ledger, list[str]]:
-    path = disk.folder / "sessions.db"
+    url = sqlite_url(disk.folder / "sessions.db")
     ledger = Ledger()
-    anyio.run(create_sessions, str(path))
+    anyio.run(create_sessions, url)
     os.sync()
-    worker = Worker(ledger, path, "--writer", "w", "--durability", durability)
+    worker = Worker(ledger, url, "--writer", "w", "--durability", durability)
     try:
         worker.wait_for_lines(300)
         disk.lose_power()
@@ -77,7 +78,7 @@ def _write_until_power_is_lost(disk: Disk, durability: str) -> tuple[Ledger, lis
         worker.kill()
     disk.unmount()
     disk.mount()
-    return ledger, anyio.run(ledger.check, str(path))
+    return ledger, anyio.run(ledger.check, url)
 
 
 def test_disk_keeps_every_acknowledged_write(disk: Disk) -> None:

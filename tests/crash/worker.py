@@ -7,7 +7,6 @@ acknowledged: what the parent has read, the store must have.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 from typing import Any
@@ -15,13 +14,11 @@ from typing import Any
 import anyio
 import structlog
 
-from holdfast.backends.sqlite import SQLiteBackend, SQLiteConfig
-from holdfast.config import Config, RetentionConfig
 from holdfast.errors import StoreError
-from holdfast.model import LATEST, Durability
+from holdfast.model import LATEST, Durability, Latest
 from holdfast.supervisor.session import Session
-from holdfast.supervisor.supervisor import Supervisor
 from tests.crash.ledger import SESSIONS
+from tests.crash.stores import open_store
 from tests.crash.variants import VARIANTS
 
 
@@ -34,7 +31,7 @@ async def write(session: Session, writer: str) -> None:
     number = 0
     while True:
         number += 1
-        with contextlib.suppress(StoreError):
+        try:
             async with session.unit() as unit:
                 unit.set("last", [writer, number])
                 unit.append([writer, number])
@@ -42,17 +39,25 @@ async def write(session: Session, writer: str) -> None:
             if number % 5 == 0:
                 await session.set(f"set by {writer}", number)
                 tell("set", session.id, "", [writer, number])
+        except StoreError:
+            await anyio.sleep(0.01)
 
 
 async def follow(session: Session) -> None:
-    async for event in session.subscribe(after=LATEST):
-        tell("seen", session.id, event.id, event.data)
+    """Show what comes; after an error, from where it stopped."""
+    last: str | Latest = LATEST
+    while True:
+        try:
+            async for event in session.subscribe(after=last):
+                tell("seen", session.id, event.id, event.data)
+                last = event.id
+        except StoreError:
+            await anyio.sleep(0.01)
 
 
 async def work(options: argparse.Namespace) -> None:
-    backend = VARIANTS[options.variant](SQLiteBackend(SQLiteConfig(path=options.path)))
-    config = Config(durability=Durability(options.durability), ttl_s=None, retention=RetentionConfig(max_events=None))
-    async with Supervisor(backend, config) as store:
+    settings = {"durability": Durability(options.durability)}
+    async with open_store(options.url, variant=VARIANTS[options.variant], **settings) as store:
         sessions = [await store.require(name) for name in SESSIONS]
         async with anyio.create_task_group() as tasks:
             for number, session in enumerate(sessions):
@@ -66,7 +71,7 @@ async def work(options: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("path")
+    parser.add_argument("url")
     parser.add_argument("--writer", required=True)
     parser.add_argument("--durability", default="process")
     parser.add_argument("--variant", default="sound")

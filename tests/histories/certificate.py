@@ -97,7 +97,8 @@ class _Checker:
         self._base = int(first.result[0])
         writes = [op for op in operations if op.is_write and op.happened != "no"]
         self._known = [op for op in writes if op.version]
-        self._unknown = sorted((op for op in writes if not op.version), key=lambda op: op.called_ns)
+        self._unknown = sorted((op for op in writes if not op.version), key=lambda op: -op.called_ns)
+        """The latest first: what happened at all mostly happened soon."""
         self._order = _Order(self._known, self._base)
         self._at = {op.version: op for op in self._known}
         self._last = max(self._at, default=self._base)

@@ -155,9 +155,10 @@ class _Checker:
             if op.result[1] not in self._floors.during(op):
                 self._faults.append(f"{op}: the log cannot begin there: {self._floors.during(op)}")
         last = max(infos, key=lambda op: op.called_ns, default=None)
-        if last is not None and dropped != last.result[1] - 1:
-            if dropped > last.result[1] - 1 or all(op.happened == "yes" for op in trims):
-                self._faults.append(f"{dropped} events were dropped, but the log begins at {last.result[1]}")
+        if last is not None:
+            gone = last.result[1] - 1
+            if dropped > gone or (dropped < gone and all(op.happened == "yes" for op in trims)):
+                self._faults.append(f"trims dropped {dropped} events; gone are {gone}")
         for op in self._operations:
             if op.error == "EventGap" and self._floors.during(op)[-1] <= op.arguments.get("after", 0) + 1:
                 self._faults.append(f"{op}: nothing after the cursor was dropped")

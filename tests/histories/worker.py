@@ -109,25 +109,28 @@ class Client:
                 result = await run(**options)
                 recorder.returned(number, shown(result), witness.unit.version if witness.unit is not None else 0)
                 return result
-            recorder.failed(number, "cancelled", "unknown")
-            if witness.unit is not None:
-                self._doubtful.append((number, witness.unit))
+            self._given_up(number, "cancelled", None)
         except HoldfastError as exc:
             self._failed(number, exc)
         return None
 
     def _failed(self, number: int, exc: HoldfastError) -> None:
-        unknown = isinstance(exc, OutcomeUnknown | ActorCrashed) or (
+        if isinstance(exc, OutcomeUnknown | ActorCrashed) or (
             isinstance(exc, DeadlineExceeded) and exc.stored == "unknown"
-        )
-        self._recorder.failed(
-            number,
-            type(exc).__name__,
-            "unknown" if unknown else "no",
-            exc.actual if isinstance(exc, Conflict) else str(exc),
-        )
-        if unknown and self._witness.unit is not None:
-            self._doubtful.append((number, self._witness.unit))
+        ):
+            self._given_up(number, type(exc).__name__, str(exc))
+        else:
+            detail = exc.actual if isinstance(exc, Conflict) else str(exc)
+            self._recorder.failed(number, type(exc).__name__, "no", detail)
+
+    def _given_up(self, number: int, error: str, detail: str | None) -> None:
+        """A write that no flush had taken is withdrawn, and never happens; of another nobody knows yet."""
+        unit = self._witness.unit
+        if unit is None or not unit.taken:
+            self._recorder.failed(number, error, "no", detail)
+        else:
+            self._recorder.failed(number, error, "unknown", detail)
+            self._doubtful.append((number, unit))
 
     # Writes
 
