@@ -64,8 +64,8 @@ STORE_URL is for instance sqlite:///sessions.db or sqlite:////var/lib/app/sessio
 HOLDFAST_URL, or "url" in the [holdfast] table of the file that --config or HOLDFAST_CONFIG names.
 
 \b
-Exit codes: 0 done; 1 no such session, or a check failed; 2 wrong usage or setting;
-3 the store cannot be used; 130 interrupted.
+Exit codes: 0 done; 1 no such session, a failed check, or an incomplete copy; 2 wrong usage
+or setting; 3 the store cannot be used; 130 interrupted.
 """
 
 
