@@ -58,7 +58,7 @@ class _Order:
     """The known places of writes, in real time."""
 
     def __init__(self, known: list[Operation], base_version: int) -> None:
-        returned = sorted((op.returned_ns, op.version) for op in known if op.happened == "yes")
+        returned = sorted((op.returned_ns or 0, op.version) for op in known if op.happened == "yes")
         self._returned_ns = [at_ns for at_ns, _ in returned]
         self._highest = [base_version]
         for _, version in returned:
