@@ -1,0 +1,171 @@
+"""Commits: a batch as the arguments of one call, and its outcomes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from holdfast.backends.base import Batch, Marker, Outcome, SessionWrite, Status
+from holdfast.backends.postgres.driver import Connection
+from holdfast.backends.postgres.errors import is_taken_id
+from holdfast.backends.postgres.functions import CHANGES, CLOSES, COMMIT_PARAMETERS, DELETES
+from holdfast.backends.postgres.names import Names
+from holdfast.backends.rules import advance, changes_session
+from holdfast.errors import Unavailable
+from holdfast.model import Durability
+
+__all__ = ["Committer", "arguments", "forget_markers", "resolve"]
+
+_SYNC: Final = {
+    Durability.MEMORY: "off",
+    Durability.PROCESS: "off",
+    Durability.DISK: "local",
+    Durability.REPLICATED: "on",
+}
+"""``off`` may lose the last commits if the *server* crashes, and nothing if this process does."""
+
+_ATTEMPTS: Final = 5
+"""At creations of the same id by several instances in the same moment."""
+
+_STATUSES: Final = tuple(Status)
+
+
+class Committer:
+    """`Backend.commit` on a connection."""
+
+    def __init__(self, names: Names) -> None:
+        places = ", ".join(f"${number}" for number in range(1, len(COMMIT_PARAMETERS) + 1))
+        self._statement: Final = names.sql(f"SELECT * FROM @commit({places})")  # noqa: S608
+
+    async def commit(self, connection: Connection, batch: Batch) -> list[Outcome]:
+        values, order = arguments(batch)
+        attempts = _ATTEMPTS
+        while True:
+            try:
+                row = await connection.fetchrow(self._statement, *values)
+            except Exception as exc:
+                attempts -= 1
+                if not attempts or not is_taken_id(exc):
+                    raise
+            else:
+                break
+        if row[0] is None:
+            raise Unavailable("the flush was declared void before it reached the database")
+        return _outcomes(order, row)
+
+
+def arguments(batch: Batch) -> tuple[tuple[Any, ...], list[int]]:
+    """The values of `COMMIT_PARAMETERS`, and for each row the place of its write in the batch."""
+    order = list(range(len(batch.writes)))
+    order.sort(key=lambda place: _sort_key(batch.writes[place]))
+    ordered = [batch.writes[place] for place in order]
+    writes = [write for write in ordered if write.create is None]
+    creations = [write for write in ordered if write.create is not None]
+    writer, lane, flush = batch.marker
+    head = (writer, lane, flush, batch.now_us, _SYNC[batch.durability], batch.max_events, order)
+    columns = (*_existing(writes), *_created(creations, batch.max_events), *_content(ordered))
+    return (*head, *columns), order
+
+
+def _sort_key(write: SessionWrite) -> tuple[bool, int, str]:
+    return (False, write.incarnation, "") if write.create is None else (True, 0, write.id)
+
+
+def _existing(writes: Sequence[SessionWrite]) -> tuple[list[Any], ...]:
+    """The columns ``w_…``."""
+    return (
+        [write.incarnation for write in writes],
+        [write.id for write in writes],
+        [write.accepted_us for write in writes],
+        [write.active_us for write in writes],
+        [write.version if write.fenced else None for write in writes],
+        [write.units for write in writes],
+        [len(write.events) for write in writes],
+        [CHANGES * changes_session(write) + CLOSES * write.close + DELETES * write.delete for write in writes],
+        [write.floor_seq for write in writes] if any(write.floor_seq for write in writes) else [],
+        [write.metadata for write in writes] if any(write.metadata is not None for write in writes) else [],
+    )
+
+
+def _created(creations: Sequence[SessionWrite], max_events: int | None) -> tuple[list[Any], ...]:
+    """The columns ``c_…``: rows as they will stand, since nobody can have changed them."""
+    if not creations:
+        return ([],) * 17
+    before = [write.create for write in creations if write.create is not None]
+    after = [advance(head, write, max_events) for head, write in zip(before, creations, strict=True)]
+    return (
+        [head.incarnation for head in after],
+        [head.id for head in after],
+        [write.accepted_us for write in creations],
+        [None if head.owner is None else head.owner.encode() for head in after],
+        [head.created_us for head in after],
+        [head.active_us for head in after],
+        [head.ttl_us for head in after],
+        [head.deadline_us for head in after],
+        [head.status == "closed" for head in after],
+        [head.metadata for head in after],
+        [head.first_seq for head in after],
+        [head.last_seq for head in after],
+        [head.version for head in after],
+        [head.version for head in before],
+        [head.last_seq for head in before],
+        [head.first_seq for head in before],
+        [not write.delete for write in creations],
+    )
+
+
+def _content(writes: Sequence[SessionWrite]) -> tuple[list[Any], ...]:
+    """The columns ``x_…``, ``r_…``, ``s_…`` and ``e_…``."""
+    cleared = list[int]()
+    removes: tuple[list[Any], ...] = ([], [])
+    sets: tuple[list[Any], ...] = ([], [], [], [])
+    events: tuple[list[Any], ...] = ([], [], [], [], [], [], [])
+    remove_of, remove_key = removes
+    set_of, set_key, set_value, set_offset = sets
+    event_of, number_of, streams, types, data, retries, times = events
+    for place, write in enumerate(writes, 1):
+        if write.delete:
+            continue
+        if write.cleared:
+            cleared.append(place)
+        for key in write.removes:
+            remove_of.append(place)
+            remove_key.append(key.encode())
+        for key, (raw, offset) in write.sets.items() if write.sets else ():
+            set_of.append(place)
+            set_key.append(key.encode())
+            set_value.append(raw)
+            set_offset.append(offset)
+        for number, event in enumerate(write.events, 1):
+            event_of.append(place)
+            number_of.append(number)
+            streams.append(event.stream.encode())
+            types.append(event.type.encode())
+            data.append(event.raw)
+            retries.append(event.retry_ms)
+            times.append(event.time_us)
+    return (cleared, *removes, *sets, *events)
+
+
+def _outcomes(order: Sequence[int], columns: Sequence[Sequence[int]]) -> list[Outcome]:
+    """The rows' outcomes in the order of the batch."""
+    outcomes: list[Outcome] = [Outcome(Status.MISSING)] * len(order)
+    for place, status, *numbers in zip(order, *columns, strict=True):
+        outcomes[place] = Outcome(Status.COMMITTED, *numbers) if status == 0 else Outcome(_STATUSES[status])
+    return outcomes
+
+
+async def resolve(connection: Connection, names: Names, marker: Marker, now_us: int) -> list[Outcome] | None:
+    """`Backend.resolve`: waits for the commit if it is under way; if it did not happen, it never will."""
+    statement = names.sql("SELECT * FROM @resolve($1, $2, $3, $4)")
+    order, *columns = await connection.fetchrow(statement, *marker, now_us)
+    return None if order is None else _outcomes(order, columns)
+
+
+async def forget_markers(connection: Connection, names: Names, writer: str | None, before_us: int) -> None:
+    """Keeps the young ones by which a flush was declared void: it may still be on its way here."""
+    await connection.execute(
+        names.sql("DELETE FROM @markers WHERE (writer = $1 AND voided = 0) OR time_us < $2"),  # noqa: S608
+        writer,
+        before_us,
+    )

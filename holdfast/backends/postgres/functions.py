@@ -1,0 +1,401 @@
+"""The functions in the database: each is one round trip, and one transaction.
+
+A function and not one statement with several parts, because all parts of a statement see the
+database as it was before the statement waited for a row's lock; a ``DELETE`` would miss what another
+instance committed meanwhile. In a function each statement sees what is committed when it begins, and
+the rows are locked by then. That holds in READ COMMITTED, which is checked at open.
+
+Writes are the rows of parallel arrays: those to existing sessions first (``w_…``, in order of
+incarnation), then creations (``c_…``, in order of id). ``…_of`` in the arrays of their content is the
+place in that order, from 1.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+__all__ = ["CHANGES", "CLOSES", "COMMIT_PARAMETERS", "DELETES", "FUNCTIONS"]
+
+CHANGES: Final = 1
+"""A bit of ``w_flags``: the session must not be closed."""
+CLOSES: Final = 2
+DELETES: Final = 4
+
+COMMIT_PARAMETERS: Final = (
+    ("p_writer", "text"), ("p_lane", "int"), ("p_flush", "bigint"), ("p_now", "bigint"), ("p_sync", "text"),
+    ("p_max_events", "bigint"), ("p_order", "int[]"),
+    ("w_incarnation", "bigint[]"), ("w_id", "text[]"), ("w_accepted", "bigint[]"), ("w_active", "bigint[]"),
+    ("w_fence", "bigint[]"), ("w_units", "bigint[]"), ("w_events", "bigint[]"), ("w_flags", "int[]"),
+    ("w_floor", "bigint[]"), ("w_metadata", "bytea[]"),
+    ("c_incarnation", "bigint[]"), ("c_id", "text[]"), ("c_accepted", "bigint[]"), ("c_owner", "bytea[]"),
+    ("c_created", "bigint[]"), ("c_active", "bigint[]"), ("c_ttl", "bigint[]"), ("c_deadline", "bigint[]"),
+    ("c_closed", "boolean[]"), ("c_metadata", "bytea[]"), ("c_first", "bigint[]"), ("c_last", "bigint[]"),
+    ("c_version", "bigint[]"), ("c_base_version", "bigint[]"), ("c_base_seq", "bigint[]"),
+    ("c_base_first", "bigint[]"), ("c_kept", "boolean[]"),
+    ("x_of", "int[]"), ("r_of", "int[]"), ("r_key", "bytea[]"),
+    ("s_of", "int[]"), ("s_key", "bytea[]"), ("s_value", "bytea[]"), ("s_offset", "bigint[]"),
+    ("e_of", "int[]"), ("e_offset", "bigint[]"), ("e_stream", "bytea[]"), ("e_type", "bytea[]"),
+    ("e_data", "bytea[]"), ("e_retry", "bigint[]"), ("e_time", "bigint[]"),
+)  # fmt: skip
+"""In the order of the arguments. A column that no write of a batch uses may be an empty array: all NULL."""
+
+_SETTINGS: Final = """
+    -- A plan made while the tables were small must not read all of them later.
+    PERFORM set_config('enable_seqscan', 'off', true), set_config('plan_cache_mode', 'force_generic_plan', true);
+"""
+
+_COMMIT: Final = (
+    f"CREATE FUNCTION @commit ({', '.join(' '.join(parameter) for parameter in COMMIT_PARAMETERS)},"
+    """
+    OUT o_status int[], OUT o_version bigint[], OUT o_seq bigint[], OUT o_base_first bigint[], OUT o_first bigint[]
+) LANGUAGE plpgsql AS $commit$
+DECLARE
+    v_writes int := cardinality(w_incarnation);
+    v_creations int := cardinality(c_incarnation);
+    v_incarnations bigint[] := w_incarnation || c_incarnation;
+    v_found int[];
+    v_taken bigint[];
+    v_gone bigint[] := '{}';
+    v_dropped boolean;
+    v_deletes boolean;
+BEGIN
+    PERFORM set_config('synchronous_commit', p_sync, true);
+"""
+    + _SETTINGS
+    + """
+    -- The marker is the fence: from here on `resolve` waits for this transaction; a flush that it has
+    -- declared void comes too late.
+    INSERT INTO @markers AS m (writer, lane, flush, voided, sync, time_us)
+    VALUES (p_writer, p_lane, p_flush, 0, p_sync, p_now)
+    ON CONFLICT (writer, lane) DO UPDATE
+        SET flush = excluded.flush, sync = excluded.sync, time_us = excluded.time_us
+        WHERE GREATEST(m.flush, m.voided) < excluded.flush;
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
+
+    -- Rows are locked by ascending incarnation in every transaction, so none waits for another in a circle.
+    IF v_creations > 0 THEN
+        PERFORM 1 FROM @sessions AS s
+        WHERE s.incarnation = ANY (w_incarnation) OR s.id = ANY (c_id)
+        ORDER BY s.incarnation FOR UPDATE;
+    END IF;
+    SELECT array_agg(f.place), array_agg(f.status), array_agg(f.version), array_agg(f.last_seq),
+        array_agg(f.first_seq), array_agg(f.new_first), bool_or(f.new_first > f.first_seq), bool_or(f.deletes)
+    INTO v_found, o_status, o_version, o_seq, o_base_first, o_first, v_dropped, v_deletes
+    FROM (
+        SELECT w.place::int AS place, s.version, s.last_seq, s.first_seq, w.flags & 4 <> 0 AS deletes,
+            CASE
+                WHEN LEAST(s.active_us + s.ttl_us, s.deadline_us) <= w.accepted THEN 1
+                WHEN w.fence <> s.version THEN 3
+                WHEN s.closed AND w.flags & 1 <> 0 THEN 4
+                ELSE 0
+            END AS status,
+            GREATEST(
+                s.first_seq,
+                LEAST(coalesce(w.floor, 0), s.last_seq + w.events + 1),
+                s.last_seq + w.events - p_max_events + 1
+            ) AS new_first
+        FROM unnest(w_incarnation, w_id, w_accepted, w_fence, w_events, w_flags, w_floor) WITH ORDINALITY
+            AS w (incarnation, id, accepted, fence, events, flags, floor, place)
+        JOIN @sessions AS s ON s.incarnation = w.incarnation AND s.id = w.id
+        ORDER BY s.incarnation
+        FOR UPDATE OF s
+    ) AS f;
+    IF v_writes > coalesce(cardinality(v_found), 0) THEN
+        SELECT array_agg(coalesce(f.status, 1) ORDER BY p.place), array_agg(coalesce(f.version, 0) ORDER BY p.place),
+            array_agg(coalesce(f.seq, 0) ORDER BY p.place), array_agg(coalesce(f.base_first, 0) ORDER BY p.place),
+            array_agg(coalesce(f.first, 0) ORDER BY p.place)
+        INTO o_status, o_version, o_seq, o_base_first, o_first
+        FROM generate_series(1, v_writes) AS p (place)
+        LEFT JOIN unnest(v_found, o_status, o_version, o_seq, o_base_first, o_first)
+            AS f (place, status, version, seq, base_first, first) ON f.place = p.place;
+    ELSIF v_writes = 0 THEN
+        o_status := '{}';
+        o_version := '{}';
+        o_seq := '{}';
+        o_base_first := '{}';
+        o_first := '{}';
+    END IF;
+
+    IF v_creations > 0 THEN
+        SELECT coalesce(array_agg(f.incarnation) FILTER (WHERE f.lapsed), '{}'),
+            coalesce(array_agg(f.place) FILTER (WHERE NOT f.lapsed), '{}')
+        INTO v_gone, v_taken
+        FROM (
+            SELECT c.place, s.incarnation,
+                coalesce(LEAST(s.active_us + s.ttl_us, s.deadline_us) <= c.accepted, false) AS lapsed
+            FROM unnest(c_id, c_accepted) WITH ORDINALITY AS c (id, accepted, place)
+            JOIN @sessions AS s ON s.id = c.id
+            ORDER BY s.incarnation
+            FOR UPDATE OF s
+        ) AS f;
+        o_status := o_status || ARRAY(
+            SELECT CASE WHEN p.place = ANY (v_taken) THEN 2 ELSE 0 END
+            FROM generate_series(1, v_creations) AS p (place) ORDER BY p.place
+        );
+        o_version := o_version || c_base_version;
+        o_seq := o_seq || c_base_seq;
+        o_base_first := o_base_first || c_base_first;
+        o_first := o_first || c_first;
+    END IF;
+
+    IF v_deletes THEN
+        v_gone := v_gone || ARRAY(
+            SELECT u.incarnation FROM unnest(w_incarnation, o_status, w_flags) AS u (incarnation, status, flags)
+            WHERE u.status = 0 AND u.flags & 4 <> 0
+        );
+    END IF;
+    IF cardinality(v_gone) > 0 THEN
+        PERFORM @remove(v_gone);
+    END IF;
+    IF v_writes > 0 THEN
+        UPDATE @sessions AS s
+        SET active_us = GREATEST(s.active_us, u.active), version = s.version + u.units,
+            last_seq = s.last_seq + u.events, first_seq = u.first,
+            closed = s.closed OR u.flags & 2 <> 0, metadata = coalesce(u.metadata, s.metadata)
+        FROM unnest(w_incarnation, o_status, w_active, w_units, w_events, o_first, w_flags, w_metadata)
+            AS u (incarnation, status, active, units, events, first, flags, metadata)
+        WHERE s.incarnation = u.incarnation AND u.status = 0;
+    END IF;
+    IF v_dropped THEN
+        INSERT INTO @overdue (incarnation)
+        SELECT u.incarnation
+        FROM unnest(w_incarnation, o_status, o_base_first, o_first) AS u (incarnation, status, base_first, first)
+        WHERE u.status = 0 AND u.first > u.base_first
+        ON CONFLICT DO NOTHING;
+    END IF;
+    IF v_creations > 0 THEN
+        INSERT INTO @sessions (incarnation, id, owner, created_us, active_us, ttl_us, deadline_us, due_us, closed,
+            metadata, first_seq, last_seq, version)
+        SELECT c.incarnation, c.id, c.owner, c.created, c.active, c.ttl, c.deadline,
+            LEAST(c.active + c.ttl, c.deadline), c.closed, c.metadata, c.first, c.last, c.version
+        FROM unnest(c_incarnation, c_id, c_owner, c_created, c_active, c_ttl, c_deadline, c_closed, c_metadata,
+                c_first, c_last, c_version, c_kept) WITH ORDINALITY
+            AS c (incarnation, id, owner, created, active, ttl, deadline, closed, metadata, first, last, version, kept,
+                place)
+        WHERE c.kept AND o_status[v_writes + c.place] = 0
+        ORDER BY c.id;
+        INSERT INTO @overdue (incarnation)
+        SELECT c.incarnation
+        FROM unnest(c_incarnation, c_base_first, c_first, c_kept) WITH ORDINALITY
+            AS c (incarnation, base_first, first, kept, place)
+        WHERE c.kept AND c.first > c.base_first AND o_status[v_writes + c.place] = 0;
+    END IF;
+
+    IF cardinality(x_of) > 0 THEN
+        DELETE FROM @state AS s
+        WHERE s.incarnation = ANY (ARRAY(
+            SELECT v_incarnations[x.place] FROM unnest(x_of) AS x (place) WHERE o_status[x.place] = 0
+        ));
+    END IF;
+    IF cardinality(r_of) > 0 THEN
+        DELETE FROM @state AS s USING unnest(r_of, r_key) AS r (place, key)
+        WHERE s.incarnation = v_incarnations[r.place] AND s.key = r.key AND o_status[r.place] = 0;
+    END IF;
+    IF cardinality(s_of) > 0 THEN
+        INSERT INTO @state (incarnation, key, value, version)
+        SELECT v_incarnations[n.place], n.key, n.value, o_version[n.place] + n.unit
+        FROM unnest(s_of, s_key, s_value, s_offset) AS n (place, key, value, unit)
+        WHERE o_status[n.place] = 0
+        ON CONFLICT (incarnation, key) DO UPDATE SET value = excluded.value, version = excluded.version;
+    END IF;
+    IF cardinality(e_of) > 0 THEN
+        INSERT INTO @events (incarnation, seq, stream, type, data, retry_ms, time_us)
+        SELECT v_incarnations[e.place], o_seq[e.place] + e.number, e.stream, e.type, e.data, e.retry, e.time
+        FROM unnest(e_of, e_offset, e_stream, e_type, e_data, e_retry, e_time)
+            AS e (place, number, stream, type, data, retry, time)
+        WHERE o_status[e.place] = 0;
+    END IF;
+
+    UPDATE @markers AS m
+    SET ordinals = p_order, status = o_status, base_version = o_version, base_seq = o_seq,
+        base_first_seq = o_base_first, first_seq = o_first
+    WHERE m.writer = p_writer AND m.lane = p_lane;
+END
+$commit$"""
+)
+
+_RESOLVE: Final = """
+CREATE FUNCTION @resolve (
+    p_writer text, p_lane int, p_flush bigint, p_now bigint,
+    OUT ordinals int[], OUT o_status int[], OUT o_version bigint[], OUT o_seq bigint[], OUT o_base_first bigint[],
+    OUT o_first bigint[]
+) LANGUAGE plpgsql AS $resolve$
+DECLARE
+    v_marker @markers;
+BEGIN
+    -- Waits for the commit if it is under way; if it is not, and did not happen, it never will.
+    INSERT INTO @markers AS m (writer, lane, flush, voided, sync, time_us)
+    VALUES (p_writer, p_lane, 0, p_flush, 'local', p_now)
+    ON CONFLICT (writer, lane) DO UPDATE
+        SET voided = CASE WHEN m.flush < p_flush THEN GREATEST(m.voided, p_flush) ELSE m.voided END
+    RETURNING * INTO v_marker;
+    -- This transaction is durable only when the ones before it are: so is, then, the commit that it tells of.
+    PERFORM set_config('synchronous_commit', v_marker.sync, true);
+    IF v_marker.flush = p_flush THEN
+        ordinals := v_marker.ordinals;
+        o_status := v_marker.status;
+        o_version := v_marker.base_version;
+        o_seq := v_marker.base_seq;
+        o_base_first := v_marker.base_first_seq;
+        o_first := v_marker.first_seq;
+    END IF;
+END
+$resolve$"""
+
+_REMOVE: Final = """
+CREATE FUNCTION @remove (p_gone bigint[]) RETURNS void LANGUAGE plpgsql AS $remove$
+DECLARE
+    v_deleted int;
+BEGIN
+    DELETE FROM @sessions WHERE incarnation = ANY (p_gone);
+    DELETE FROM @state WHERE incarnation = ANY (p_gone);
+    DELETE FROM @events WHERE ctid = ANY (ARRAY(
+        SELECT e.ctid FROM @events AS e WHERE e.incarnation = ANY (p_gone) LIMIT 5000
+    ));
+    GET DIAGNOSTICS v_deleted = ROW_COUNT;
+    IF v_deleted = 5000 THEN
+        INSERT INTO @overdue (incarnation)
+        SELECT g.incarnation FROM unnest(p_gone) AS g (incarnation)
+        WHERE EXISTS (SELECT FROM @events AS e WHERE e.incarnation = g.incarnation)
+        ON CONFLICT DO NOTHING;
+    END IF;
+END
+$remove$"""
+
+_EXPIRE: Final = (
+    """
+CREATE FUNCTION @expire (
+    p_now bigint, p_limit int, p_scanned int,
+    OUT scanned int, OUT ids text[], OUT incarnations bigint[], OUT owners bytea[]
+) LANGUAGE plpgsql AS $expire$
+DECLARE
+    v_seen bigint[];
+    v_dues bigint[];
+BEGIN
+"""
+    + _SETTINGS
+    + """
+    -- What is locked is being written to, or another instance is at it.
+    SELECT count(*), array_agg(f.incarnation), array_agg(f.expires),
+        (array_agg(f.id) FILTER (WHERE f.expires <= p_now))[:p_limit],
+        (array_agg(f.incarnation) FILTER (WHERE f.expires <= p_now))[:p_limit],
+        (array_agg(f.owner) FILTER (WHERE f.expires <= p_now))[:p_limit]
+    INTO scanned, v_seen, v_dues, ids, incarnations, owners
+    FROM (
+        SELECT s.incarnation, s.id, s.owner, LEAST(s.active_us + s.ttl_us, s.deadline_us) AS expires
+        FROM @sessions AS s WHERE s.due_us <= p_now
+        ORDER BY s.due_us LIMIT p_scanned
+        FOR UPDATE SKIP LOCKED
+    ) AS f;
+    UPDATE @sessions AS s SET due_us = u.due
+    FROM unnest(v_seen, v_dues) AS u (incarnation, due)
+    WHERE s.incarnation = u.incarnation AND u.due > p_now;
+    IF cardinality(incarnations) > 0 THEN
+        PERFORM @remove(incarnations);
+    END IF;
+END
+$expire$"""
+)
+
+_RETAIN: Final = (
+    """
+CREATE FUNCTION @retain (
+    p_incarnations bigint[], p_after bigint, p_sessions int, p_min_time bigint, p_max_bytes bigint, OUT last bigint
+) LANGUAGE plpgsql AS $retain$
+DECLARE
+    v_page bigint[] := p_incarnations;
+    v_raised bigint[];
+    v_kept bigint[];
+BEGIN
+"""
+    + _SETTINGS
+    + """
+    IF v_page IS NULL THEN
+        v_page := ARRAY(
+            SELECT s.incarnation FROM @sessions AS s WHERE s.incarnation > p_after
+            ORDER BY s.incarnation LIMIT p_sessions
+        );
+        last := v_page[p_sessions];
+    END IF;
+    -- Events that come meanwhile can only move the bound up: it is found without a lock.
+    SELECT array_agg(f.incarnation ORDER BY f.incarnation), array_agg(f.kept ORDER BY f.incarnation)
+    INTO v_raised, v_kept
+    FROM (
+        SELECT s.incarnation, s.first_seq, GREATEST(
+            s.first_seq,
+            CASE WHEN p_min_time IS NOT NULL THEN coalesce((
+                SELECT e.seq FROM @events AS e
+                WHERE e.incarnation = s.incarnation AND e.seq >= s.first_seq AND e.time_us >= p_min_time
+                ORDER BY e.seq LIMIT 1
+            ), s.last_seq + 1) END,
+            CASE WHEN p_max_bytes IS NOT NULL THEN (
+                SELECT max(e.seq) + 1 FROM (
+                    SELECT e.seq, sum(octet_length(e.data)) OVER (ORDER BY e.seq DESC) AS bytes FROM @events AS e
+                    WHERE e.incarnation = s.incarnation AND e.seq >= s.first_seq
+                ) AS e WHERE e.bytes > p_max_bytes
+            ) END
+        ) AS kept
+        FROM @sessions AS s WHERE s.incarnation = ANY (v_page) AND s.last_seq >= s.first_seq
+    ) AS f WHERE f.kept > f.first_seq;
+    IF v_raised IS NOT NULL THEN
+        PERFORM 1 FROM @sessions AS s WHERE s.incarnation = ANY (v_raised) ORDER BY s.incarnation FOR UPDATE;
+        UPDATE @sessions AS s SET first_seq = GREATEST(s.first_seq, u.kept)
+        FROM unnest(v_raised, v_kept) AS u (incarnation, kept) WHERE s.incarnation = u.incarnation;
+        INSERT INTO @overdue (incarnation) SELECT unnest(v_raised) ON CONFLICT DO NOTHING;
+    END IF;
+END
+$retain$"""
+)
+
+_TRIM: Final = (
+    """
+CREATE FUNCTION @trim (p_incarnations bigint[], p_limit int, p_sessions int, OUT deleted int, OUT taken int)
+LANGUAGE plpgsql AS $trim$
+DECLARE
+    v_targets bigint[];
+    v_alive bigint[];
+    v_first bigint[];
+BEGIN
+"""
+    + _SETTINGS
+    + """
+    SELECT array_agg(f.incarnation), count(*) INTO v_targets, taken
+    FROM (
+        SELECT o.incarnation FROM @overdue AS o
+        WHERE p_incarnations IS NULL OR o.incarnation = ANY (p_incarnations)
+        ORDER BY o.incarnation LIMIT p_sessions
+        FOR UPDATE SKIP LOCKED
+    ) AS f;
+    deleted := 0;
+    IF taken = 0 THEN
+        RETURN;
+    END IF;
+    -- With the sessions locked, nobody can put them on the list again before this is done.
+    SELECT array_agg(f.incarnation), array_agg(f.first_seq) INTO v_alive, v_first
+    FROM (
+        SELECT s.incarnation, s.first_seq FROM @sessions AS s WHERE s.incarnation = ANY (v_targets)
+        ORDER BY s.incarnation FOR UPDATE
+    ) AS f;
+    DELETE FROM @events WHERE ctid = ANY (ARRAY(
+        SELECT e.ctid
+        FROM unnest(v_targets) AS t (incarnation)
+        LEFT JOIN unnest(v_alive, v_first) AS a (incarnation, first_seq) ON a.incarnation = t.incarnation
+        CROSS JOIN LATERAL (
+            SELECT e.ctid FROM @events AS e
+            WHERE e.incarnation = t.incarnation AND e.seq < coalesce(a.first_seq, 9223372036854775807)
+            ORDER BY e.seq LIMIT p_limit
+        ) AS e
+        LIMIT p_limit
+    ));
+    GET DIAGNOSTICS deleted = ROW_COUNT;
+    IF deleted < p_limit THEN
+        DELETE FROM @overdue WHERE incarnation = ANY (v_targets);
+    END IF;
+END
+$trim$"""
+)
+
+FUNCTIONS: Final = (_REMOVE, _COMMIT, _RESOLVE, _EXPIRE, _RETAIN, _TRIM)
+"""In an order in which they can be created."""

@@ -1,0 +1,52 @@
+"""Expiry and trimming, in transactions of bounded size; what one instance has in hand, others pass over."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from holdfast.backends.base import Expired, TrimPolicy
+from holdfast.backends.postgres.driver import Connection
+from holdfast.backends.postgres.names import Names
+
+__all__ = ["expire_some", "retain_some", "trim_some"]
+
+_SCANNED_SESSIONS: Final = 1_000
+"""That one transaction looks at, and locks, at most."""
+
+
+async def expire_some(connection: Connection, names: Names, now_us: int, limit: int) -> tuple[list[Expired], bool]:
+    """Remove up to ``limit`` of those that are due; whether there may be more that are."""
+    scanned, ids, incarnations, owners = await connection.fetchrow(
+        names.sql("SELECT * FROM @expire($1, $2, $3)"), now_us, limit, _SCANNED_SESSIONS
+    )
+    gone = [
+        Expired(session_id, incarnation, None if owner is None else owner.decode())
+        for session_id, incarnation, owner in zip(ids or (), incarnations or (), owners or (), strict=True)
+    ]
+    return gone, scanned == _SCANNED_SESSIONS
+
+
+async def retain_some(
+    connection: Connection, names: Names, incarnations: Sequence[int] | None, after: int, policy: TrimPolicy
+) -> int | None:
+    """Apply the policy to the given sessions, or to some behind ``after``; returns where to go on (None: the end)."""
+    return_value: int | None = await connection.fetchval(
+        names.sql("SELECT @retain($1, $2, $3, $4, $5)"),
+        incarnations,
+        after,
+        _SCANNED_SESSIONS,
+        policy.min_time_us,
+        policy.max_bytes,
+    )
+    return return_value
+
+
+async def trim_some(
+    connection: Connection, names: Names, incarnations: Sequence[int] | None, limit: int
+) -> tuple[int, bool]:
+    """Delete rows of dropped events; how many, and whether there may be more of them."""
+    deleted, taken = await connection.fetchrow(
+        names.sql("SELECT * FROM @trim($1, $2, $3)"), incarnations, limit, _SCANNED_SESSIONS
+    )
+    return deleted, deleted == limit or taken == _SCANNED_SESSIONS
