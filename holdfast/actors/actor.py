@@ -19,8 +19,9 @@ from holdfast.actors.mailbox import Mailbox
 from holdfast.actors.merge import Turn, append_events, apply_state, seal, state_bytes
 from holdfast.actors.recovery import Recovery
 from holdfast.actors.ring import Ring
+from holdfast.actors.row import Row
 from holdfast.actors.unit import Unit
-from holdfast.backends.base import Head, Outcome, SessionWrite, Snapshot, StateValue, Status, expiry_us
+from holdfast.backends.base import Head, Outcome, SessionWrite, Snapshot, StateValue, Status
 from holdfast.errors import (
     ActorCrashed,
     OutcomeUnknown,
@@ -36,52 +37,20 @@ __all__ = ["SessionActor"]
 _log = structlog.stdlib.get_logger("holdfast.actor")
 
 
-class SessionActor:
+class SessionActor(Row):
     """One hot session. Not for use from outside the event loop it runs on."""
 
     __slots__ = (
-        "__weakref__",
-        "_cautious",
-        "_context",
-        "_head",
-        "_recovery",
-        "_taken",
-        "_write",
-        "active_us",
-        "barriers",
-        "creating",
-        "ended",
-        "exact",
-        "first_seq",
-        "head_exact",
-        "id",
-        "incarnation",
-        "last_seq",
-        "mailbox",
-        "restarting",
-        "ring",
-        "scheduled",
-        "state",
-        "state_bytes",
-        "subscribers",
-        "touched_since_us",
-        "touched_us",
-        "used",
-        "version",
+        "__weakref__", "_cautious", "_context", "_lone", "_recovery", "_taken", "_write", "barriers", "creating",
+        "ended", "exact", "head_exact", "mailbox", "restarting", "ring", "scheduled", "state", "state_bytes",
+        "subscribers", "used",
     )  # fmt: skip
 
     def __init__(
         self, context: ActorContext, head: Head, state: dict[str, StateValue], *, create: bool = False
     ) -> None:
+        super().__init__(head, exclusive=context.exclusive)
         self._context = context
-        self.id = head.id
-        self.incarnation = head.incarnation
-        self._head: Head = head
-        """The rest of the row; what every write changes is kept beside it, in the four that follow."""
-        self.version = head.version
-        self.last_seq = head.last_seq
-        self.first_seq = head.first_seq
-        self.active_us = head.active_us
         self.state = state
         self.state_bytes = state_bytes(state)
         self.exact = True
@@ -100,14 +69,12 @@ class SessionActor:
         self.subscribers: set[Subscriber] | None = None
         self.ring: Ring | None = None
         """Kept only while there are subscribers."""
-        self.touched_us = 0
-        """Latest activity that is not stored yet; 0: none."""
-        self.touched_since_us = 0
-        """The first such: the session was alive then."""
         self.barriers = 0
         """Writes acknowledged on acceptance that are not stored yet."""
         self._write: SessionWrite | None = None
         self._taken: list[Unit] = []
+        self._lone = False
+        """What is taken is one unit that does nothing but append: most are, so they have a path of their own."""
         self._cautious = 0
         """So many units to commit one by one: one of them was rejected in company."""
         self._recovery: Recovery | None = None
@@ -116,52 +83,11 @@ class SessionActor:
         return f"<SessionActor {self.id!r} v{self.version} seq {self.last_seq}>"
 
     @property
-    def head(self) -> Head:
-        """The row as committed, as far as this process knows."""
-        return msgspec.structs.replace(
-            self._head,
-            version=self.version,
-            last_seq=self.last_seq,
-            first_seq=self.first_seq,
-            active_us=self.active_us,
-        )
-
-    @property
-    def owner(self) -> str | None:
-        return self._head.owner
-
-    @property
-    def ttl_us(self) -> int | None:
-        return self._head.ttl_us
-
-    @property
-    def closed(self) -> bool:
-        return self._head.status == "closed"
-
-    @property
     def busy(self) -> bool:
         """It must stay hot: something is under way or somebody listens."""
         return bool(
             self.scheduled or self.mailbox.dirty_units or self.subscribers or self.touched_us or self.restarting
         )
-
-    def expired(self, now_us: int) -> bool:
-        """Whether it is unreadable at ``now_us``, counting activity that is not stored yet."""
-        head = self._head
-        expires_us = expiry_us(max(self.active_us, self.touched_us), head.ttl_us, head.deadline_us)
-        return expires_us is not None and expires_us <= now_us
-
-    def ended_for_certain(self, at_us: int) -> bool:
-        """Whether it has expired, and nobody can have prolonged it without this process's knowledge."""
-        deadline_us = self._head.deadline_us
-        if deadline_us is not None and deadline_us <= at_us:
-            return True
-        return self._context.exclusive and self.expired(at_us)
-
-    def lapses_by(self, at_us: int) -> bool:
-        """Whether its life as stored ends by then, activity that is not stored yet left aside."""
-        ttl_us = self._head.ttl_us
-        return ttl_us is not None and self.active_us + ttl_us <= at_us
 
     def touch(self, now_us: int) -> None:
         """Note activity, to be stored with the next write or by the keeper."""
@@ -193,16 +119,27 @@ class SessionActor:
 
         None: nothing can go now, and the actor sees to itself.
         """
-        write = self._new_write()
-        queue, taken = self.mailbox.queue, self._taken
+        queue = self.mailbox.queue
+        if len(queue) == 1:
+            unit = queue[0]
+            if unit.only_events and not (unit.withdrawn or self.creating or self._cautious or self.touched_us):
+                return self._take_lone(queue.pop())
         if self._cautious:
             self._cautious -= 1
             max_units = 1
-        size = seen = 0
+        return self._take_many(max_units, max_bytes)
+
+    def _take_many(self, max_units: int, max_bytes: int) -> tuple[SessionWrite, Durability, int] | None:
+        write = self._new_write()
+        queue, taken, max_items = self.mailbox.queue, self._taken, self._context.max_unit_items
+        self._lone = False
+        size = items = seen = 0
         turn: Turn | None = None
         try:
             for unit in queue:
-                if len(taken) == max_units or write.close or write.delete or (taken and size + unit.size > max_bytes):
+                if len(taken) == max_units or write.close or write.delete:
+                    break
+                if taken and (size + unit.size > max_bytes or items + unit.items > max_items):
                     break
                 if not self.exact and (unit.compute is not None or unit.doubted):
                     break
@@ -218,6 +155,7 @@ class SessionActor:
                         break
                 seen += 1
                 size += unit.size
+                items += unit.items
                 if unit.compute is not None and unit.sets:
                     size += sum(map(len, unit.sets.values()))
         finally:
@@ -230,6 +168,23 @@ class SessionActor:
             self._store_touches_with(write)
         self._write = write
         return write, level, size
+
+    def _take_lone(self, unit: Unit) -> tuple[SessionWrite, Durability, int]:
+        unit.taken = self._lone = True
+        self._taken.append(unit)
+        accepted_us = unit.accepted_us
+        write = self._write = SessionWrite(
+            id=self.id,
+            incarnation=self.incarnation,
+            accepted_us=accepted_us,
+            active_us=accepted_us,
+            version=self.version,
+            base_seq=self.last_seq,
+            base_first_seq=self.first_seq,
+            units=1,
+            events=unit.events or (),
+        )
+        return write, unit.durability, unit.size
 
     def _store_touches_with(self, write: SessionWrite) -> None:
         if not self.expired(write.accepted_us):  # alive then, by activity that is stored with this
@@ -246,7 +201,7 @@ class SessionActor:
         except Exception as exc:  # a user's function, or a limit: it fails this unit alone
             if self._taken:  # on what they would make of the state; decide when they are stored
                 return False
-            if not self._context.exclusive and not unit.doubted:
+            if not self.exclusive and not unit.doubted:
                 unit.doubted = True
                 self.exact = False
                 return False
@@ -284,7 +239,10 @@ class SessionActor:
         """The commit's outcome for the write of the last `take`."""
         status = outcome.status
         if status is Status.COMMITTED:
-            self._committed(outcome)
+            if self._lone and not self.subscribers:
+                self._lone_committed(outcome)
+            else:
+                self._committed(outcome)
             if not self.mailbox.queue:
                 self.scheduled = False
                 return
@@ -305,6 +263,33 @@ class SessionActor:
             self._fail_taken(SessionNotFound(self.id))
             self.end()
         self.next_turn()
+
+    def _lone_committed(self, outcome: Outcome) -> None:
+        """As `_committed`, without what one appending unit has no part in."""
+        write, unit = self._write, self._taken.pop()
+        assert write is not None
+        self._write = None
+        base_version, base_seq, first_seq = outcome.base_version, outcome.base_seq, outcome.first_seq
+        last_seq = base_seq + len(write.events)
+        if self.version <= base_version:  # else a load has seen this write already
+            if self.version != base_version:  # others wrote in between
+                self.exact = self.head_exact = False
+            self.version = base_version + 1
+        self.last_seq = max(self.last_seq, last_seq)
+        self.first_seq = max(self.first_seq, first_seq)
+        if outcome.base_first_seq < first_seq:
+            self._context.grown(self)
+        self.active_us = max(self.active_us, write.active_us)
+        if self.touched_us:
+            self._touches_stored(write.active_us)
+        unit.version = base_version + 1
+        unit.first_seq = base_seq + 1
+        ack = unit.ack
+        if ack is None:
+            self.barriers -= 1
+        elif not ack.done():
+            ack.set_result(None)
+        self._context.budget.release(self.mailbox, 1, unit.size)
 
     def _committed(self, outcome: Outcome) -> None:
         write = self._write

@@ -78,6 +78,7 @@ class Engine:
             tasks=tasks,
             new_ack=self.new_ack,
             exclusive=self.exclusive,
+            max_unit_items=backend.capabilities.max_unit_items,
         )
         self.log = EventLog(
             backend,

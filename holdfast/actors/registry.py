@@ -8,6 +8,7 @@ passive session costs no memory.
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -79,11 +80,13 @@ class Registry:
         tasks: TaskGroup,
         new_ack: Callable[[], Ack],
         exclusive: bool,
+        max_unit_items: int | None = None,
     ) -> None:
         self.config = config
         self.clock = clock
         self.new_ack = new_ack
         self.exclusive = exclusive
+        self.max_unit_items = max_unit_items or sys.maxsize
         self.budget = Budget(config.actors, new_ack)
         self.restart_policy = RestartPolicy(config.restart)
         self.hot: OrderedDict[str, SessionActor] = OrderedDict()

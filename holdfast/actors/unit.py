@@ -28,6 +28,8 @@ class Unit(msgspec.Struct, kw_only=True, gc=False):
     durability: Durability
     ack: Ack | None
     """None: nobody waits (a touch, or a write acknowledged on acceptance)."""
+    items: int = 1
+    """Keys and events that it writes (roughly, of one with ``compute``)."""
     cleared: bool = False
     sets: dict[str, bytes] | None = None
     removes: set[str] | None = None

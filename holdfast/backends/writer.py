@@ -153,7 +153,7 @@ class Lane:
                 later.append(source)
                 continue
             try:
-                taken = source.take(max_units, room)
+                taken = source.take(max_units, min(room, writer.max_write_bytes))
             except Exception as exc:
                 source.crashed(exc)
                 continue
@@ -371,6 +371,7 @@ class Writer:
         own_bound = capabilities.max_batch_sessions or config.max_batch_sessions
         self.max_batch_sessions = min(config.max_batch_sessions, own_bound)
         self.max_batch_bytes = config.max_batch_bytes
+        self.max_write_bytes = min(config.max_batch_bytes, capabilities.max_unit_bytes or config.max_batch_bytes)
         self.schedule: Callable[[WriteSource], None] = self._schedule
         """Queue a source for its next turn. Not while it is queued or taken already."""
         self.lanes = [Lane(self, number) for number in range(config.lanes or capabilities.preferred_lanes)]

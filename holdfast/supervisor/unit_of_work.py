@@ -82,8 +82,12 @@ class UnitOfWork:
         self._close = True
 
     def _grow(self, size: int) -> None:
-        self._checks.unit(self._size + size, len(self._events))
+        self._checks.unit(self._size + size, len(self._events), self._items)
         self._size += size
+
+    @property
+    def _items(self) -> int:
+        return len(self._sets) + len(self._removes) + len(self._events)
 
     @property
     def is_empty(self) -> bool:
@@ -93,7 +97,7 @@ class UnitOfWork:
 
     def build(self, durability: Durability, ack: Ack | None) -> Unit:
         """The unit for the mailbox."""
-        self._checks.unit(self._size, len(self._events))
+        self._checks.unit(self._size, len(self._events), self._items)
         if self._cleared and self._removes:
             self._removes.clear()
         return Unit(
@@ -101,6 +105,7 @@ class UnitOfWork:
             size=self._size + len(self._metadata or b""),
             durability=durability,
             ack=ack,
+            items=self._items,
             cleared=self._cleared,
             sets=self._sets or None,
             removes=self._removes or None,

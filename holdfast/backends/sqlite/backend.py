@@ -32,6 +32,7 @@ from holdfast.backends.sqlite.config import SQLiteConfig
 from holdfast.backends.sqlite.connection import Connection, open_reader
 from holdfast.backends.sqlite.describe import describe
 from holdfast.backends.sqlite.errors import translated
+from holdfast.backends.sqlite.trusted import trusted_flush
 from holdfast.backends.sqlite.writer import WriterThread
 from holdfast.errors import StoreClosed
 from holdfast.model import Durability
@@ -42,6 +43,8 @@ T = TypeVar("T")
 
 _log: Final = structlog.get_logger("holdfast.sqlite")
 
+_MANY_WRITES: Final = 32
+"""From so many on, a commit is worth starting before the event loop goes on."""
 _ROW_OVERHEAD_BYTES: Final = 4_096
 """More than what a row has beside its value."""
 
@@ -121,7 +124,14 @@ class SQLiteBackend:
                     await self._bridge.stop()
 
     async def commit(self, batch: Batch) -> list[Outcome]:
-        return await self._write_connection_run(lambda connection: self._thread.commit(connection, batch))
+        trusted = trusted_flush(batch)
+        if trusted is None or len(batch.writes) < _MANY_WRITES:
+            return await self._write_connection_run(lambda connection: self._thread.commit(connection, batch, trusted))
+        writer = self._opened(self._writer)
+        with translated():
+            return await self._bridge.call(
+                writer.run_beside, lambda connection, started: self._thread.commit(connection, batch, trusted, started)
+            )
 
     async def resolve(self, marker: Marker) -> list[Outcome] | None:
         return await self._write_connection_run(lambda connection: commit.resolve_marker(connection, marker))
@@ -200,10 +210,14 @@ class SQLiteBackend:
         return await self._run(self._writer, function)
 
     async def _run(self, connection: Connection | None, function: Callable[[sqlite3.Connection], T]) -> T:
+        with translated():
+            return await self._bridge.call(self._opened(connection).run, function)
+
+    @staticmethod
+    def _opened(connection: Connection | None) -> Connection:
         if connection is None:
             raise StoreClosed("the store is closed")
-        with translated():
-            return await self._bridge.call(connection.run, function)
+        return connection
 
 
 def _version() -> tuple[int, int, int]:

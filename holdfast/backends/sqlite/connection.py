@@ -9,16 +9,19 @@ import asyncio
 import contextlib
 import os
 import sqlite3
+import threading
 import time
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Final, TypeVar, cast
+from typing import Final, TypeVar
 
 import aiosqlite
 
 from holdfast.backends.sqlite.config import SQLiteConfig
 from holdfast.backends.sqlite.errors import translate
+from holdfast.backends.sqlite.flush import prepare_connection
 from holdfast.errors import StoreError, Unavailable
 from holdfast.model import Durability
 
@@ -30,6 +33,7 @@ __all__ = [
     "open_writer",
     "read_transaction",
     "set_durability",
+    "single_statement",
     "write_transaction",
 ]
 
@@ -37,6 +41,7 @@ T = TypeVar("T")
 _Step = Callable[[sqlite3.Connection], object]
 
 _LOCK_RETRY_S: Final = 0.01
+_HEAD_START_S: Final = 0.002
 _STATEMENTS: Final = 256
 """Prepared statements kept per connection: more than there are forms of bulk statements."""
 _PAGE_BYTES: Final = 4_096
@@ -67,8 +72,25 @@ class Connection(aiosqlite.Connection):
 
         A cancelled caller leaves at once; the function runs, or goes on, to its end nevertheless.
         """
-        execute = cast("Callable[..., Awaitable[T]]", self._execute)  # pyright: ignore[reportUnknownMemberType]
-        return await execute(function, self._conn)
+        return await self._submit(function)
+
+    async def run_beside(self, function: Callable[[sqlite3.Connection, Callable[[], None]], T]) -> T:
+        """As `run`, for work that is worth starting before the event loop goes on with its own.
+
+        The loop's thread stands still until the function calls its second argument, which it does
+        when it is about to leave the interpreter for long; at most `_HEAD_START_S`. Else it would have
+        to wait until the loop has nothing left to do, and then the loop for it.
+        """
+        started = threading.Lock()
+        started.acquire()
+        future = self._submit(lambda connection: function(connection, started.release))
+        started.acquire(timeout=_HEAD_START_S)
+        return await future
+
+    def _submit(self, function: Callable[[sqlite3.Connection], T]) -> asyncio.Future[T]:
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._tx.put_nowait((future, partial(function, self._conn)))
+        return future
 
 
 def connect(config: SQLiteConfig, *, timeout_s: float) -> sqlite3.Connection:
@@ -113,6 +135,7 @@ def open_writer(config: SQLiteConfig, check: _Step, migrate: _Step) -> sqlite3.C
         if config.exclusive:
             _hold(connection)
         migrate(connection)
+        prepare_connection(connection)
         if is_new:
             _sync_folder(Path(config.path).parent)
     return connection
@@ -192,6 +215,19 @@ def write_transaction(
     except sqlite3.Error as exc:
         _roll_back(connection)
         raise translate(exc, io_error=commit_io_error) from exc
+
+
+@contextmanager
+def single_statement(connection: sqlite3.Connection, *, io_error: type[StoreError]) -> Generator[None]:
+    """For one statement that is a transaction by itself, of which no part is left if it fails.
+
+    ``io_error``: what to raise for an I/O error, which may be one of its commit.
+    """
+    try:
+        yield
+    except sqlite3.OperationalError as exc:
+        _roll_back(connection)
+        raise translate(exc, io_error=io_error) from exc
 
 
 def _roll_back(connection: sqlite3.Connection) -> None:

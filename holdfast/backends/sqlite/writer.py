@@ -12,6 +12,7 @@ from holdfast.backends.sqlite.checkpoint import Checkpointer
 from holdfast.backends.sqlite.commit import commit_batch
 from holdfast.backends.sqlite.config import SQLiteConfig
 from holdfast.backends.sqlite.connection import closed_on_error, open_writer, set_durability
+from holdfast.backends.sqlite.trusted import TrustedFlush
 from holdfast.model import Durability
 
 __all__ = ["WriterThread"]
@@ -39,11 +40,17 @@ class WriterThread:
         if self._checkpointer is not None:
             self._checkpointer.close()
 
-    def commit(self, connection: sqlite3.Connection, batch: Batch) -> list[Outcome]:
+    def commit(
+        self,
+        connection: sqlite3.Connection,
+        batch: Batch,
+        trusted: TrustedFlush | None,
+        started: Callable[[], None] = lambda: None,
+    ) -> list[Outcome]:
         if batch.durability is not self._durability:
             set_durability(connection, batch.durability)
             self._durability = batch.durability
-        outcomes = commit_batch(connection, batch)
+        outcomes = commit_batch(connection, batch, trusted, started)
         self._after_commit(connection)
         return outcomes
 
