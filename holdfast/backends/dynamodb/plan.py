@@ -1,0 +1,266 @@
+"""What one write makes of the head that it finds: decided here, purely; sent by `commit`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final, NamedTuple
+
+import msgspec
+
+from holdfast.backends.base import Head, NewEvent, Outcome, SessionWrite, Status
+from holdfast.backends.dynamodb.items import (
+    EventChunk,
+    Item,
+    Mark,
+    PackedEvent,
+    Record,
+    Stored,
+    due_of,
+    item_bytes,
+    key_of,
+    new_record,
+    packed_bytes,
+    state_item,
+    state_key,
+)
+from holdfast.backends.dynamodb.limits import CHUNK_BYTES
+from holdfast.backends.rules import advance, judge, outcome
+
+__all__ = ["Flush", "Plan", "decide", "entombed", "marks_are_lost", "rewritten"]
+
+INLINE_STATE_BYTES: Final = 512
+"""Small values stay in the head, up to here: more would make every append dearer."""
+UNIT_BYTES: Final = 1_024
+"""A write costs one unit for so much of an item, begun or full."""
+_TAIL_ROOM_BYTES: Final = 256
+TAIL_BYTES: Final = 3_072
+"""Events of one flush that make more than this go into an event item at once."""
+
+_MAX_MARKS: Final = 8
+_MARK_AGE_S: Final = 600
+"""Longer than a flush is tried. DynamoDB's own idempotency tokens live as long."""
+TOMBSTONE_S: Final = 3_600
+
+
+class Flush(NamedTuple):
+    """What all writes of a batch share."""
+
+    lane: bytes
+    number: int
+    now_s: int
+    max_events: int | None
+
+
+class Plan(NamedTuple):
+    """What to send, if the head is as it was found: first ``copy``, then the head with ``puts`` and ``deletes``."""
+
+    outcome: Outcome
+    head: Stored
+    copy: Item | None
+    """The tail as an event item. Its events are committed, so that to put it changes nothing that can be read."""
+    puts: Sequence[Item]
+    deletes: Sequence[Item]
+    """Keys."""
+
+
+def decide(found: Stored | None, write: SessionWrite, flush: Flush) -> Plan | Outcome:
+    """The plan of a write; an outcome alone if it is refused, or if this very flush was applied before."""
+    if found is not None:
+        for mark in found.record.marks:
+            if mark.lane == flush.lane and mark.flush == flush.number:
+                return mark.outcome
+    head_found = None if found is None else found.head
+    status = judge(head_found, write)
+    if status is not Status.COMMITTED:
+        return Outcome(status)
+    before = write.create or head_found
+    assert before is not None
+    after = advance(before, write, flush.max_events)
+    result = outcome(before, after)
+    if write.delete:
+        return Plan(result, _marked(_deleted(found, write, flush), flush, result), None, (), ())
+    draft = _Draft(found, write, before, after)
+    return draft.plan(flush, result)
+
+
+class _Draft:
+    """A head on its way from ``found`` to what ``write`` makes of it."""
+
+    def __init__(self, found: Stored | None, write: SessionWrite, before: Head, after: Head) -> None:
+        self._write = write
+        self._after = after
+        self._found = found
+        is_new = write.create is not None or found is None
+        self._record: Record = new_record(before) if is_new or found is None else found.record
+        self._debris = found is not None and (_has_parts(found.record) if is_new else found.record.debris)
+        self._base = before
+        self._puts: list[Item] = []
+        self._deletes: list[Item] = []
+
+    def plan(self, flush: Flush, result: Outcome) -> Plan:
+        """State first: what of it moves out makes a transaction, and that decides where the events go."""
+        after = self._after
+        record = msgspec.structs.replace(
+            self._record,
+            active_us=after.active_us,
+            closed=after.status == "closed",
+            metadata=after.metadata,
+            first_seq=after.first_seq,
+            last_seq=after.last_seq,
+            version=after.version,
+            tail=[],
+        )
+        stored = self._with_state(self._stored(record, after))
+        stored = _marked(stored, flush, result)
+        return self._with_events(stored, result)
+
+    def _stored(self, record: Record, after: Head) -> Stored:
+        found = self._found
+        rev = 1 if found is None else found.rev + 1
+        if self._write.create is not None or found is None:
+            marks = [] if found is None else found.record.marks
+            record = msgspec.structs.replace(record, debris=self._debris, marks=marks)
+            return Stored(after.id, after.incarnation, rev, after.owner, due_of(after), record)
+        return Stored(found.id, found.incarnation, rev, found.owner, found.due_s, record)
+
+    def _with_state(self, stored: Stored) -> Stored:
+        write, record = self._write, stored.record
+        if not (write.cleared or write.sets or write.removes):
+            return stored
+        if write.cleared:
+            record = msgspec.structs.replace(
+                record,
+                generation=record.generation + record.scattered,
+                debris=record.debris or record.scattered,
+                scattered=False,
+                state={},
+            )
+            stored = stored._replace(record=record)
+        state = dict(record.state)
+        for key in write.removes:
+            if state.pop(key, None) is None and record.scattered:
+                self._deletes.append(
+                    key_of(stored.id, state_key(stored.incarnation, record.generation, key))
+                )
+        moved = self._set(stored, state)
+        self._puts += [state_item(stored, key, *value) for key, value in moved.items()]
+        record = msgspec.structs.replace(record, state=state, scattered=record.scattered or bool(moved))
+        return stored._replace(record=record)
+
+    def _set(self, stored: Stored, state: dict[str, tuple[bytes, int]]) -> Mapping[str, tuple[bytes, int]]:
+        """Into ``state`` goes what fits and can have no item of its own; the rest is returned."""
+        room = INLINE_STATE_BYTES - packed_bytes(state)
+        moved: dict[str, tuple[bytes, int]] = {}
+        for key, (raw, offset) in self._write.sets.items():
+            value = (raw, self._base.version + offset)
+            old = state.pop(key, None)
+            room += 0 if old is None else packed_bytes({key: old})
+            size = packed_bytes({key: value})
+            if size <= room and (old is not None or not stored.record.scattered):
+                state[key] = value
+                room -= size
+            else:
+                moved[key] = value
+        return moved
+
+    def _with_events(self, stored: Stored, result: Outcome) -> Plan:
+        """Where they go by what that costs: see docs/adr/0009."""
+        record, base = stored.record, self._record
+        kept_from = record.first_seq
+        old = EventChunk(base.tail_seq, base.tail).between(kept_from, base.last_seq)
+        new = EventChunk(base.last_seq + 1, [_pack(event) for event in self._write.events])
+        new = new.between(kept_from, record.last_seq)
+        copy: Item | None = None
+        empty_bytes = item_bytes(stored.item())
+        soft = -(-(empty_bytes + _TAIL_ROOM_BYTES) // UNIT_BYTES) * UNIT_BYTES - empty_bytes
+        old_bytes, new_bytes = packed_bytes(old.events), packed_bytes(new.events)
+        in_transaction = bool(self._puts or self._deletes)
+        if old_bytes + new_bytes <= soft or (not new.events and old_bytes <= soft + TAIL_BYTES):
+            record = msgspec.structs.replace(record, tail=old.events + new.events)
+        elif not in_transaction and new_bytes <= soft + TAIL_BYTES:
+            if old.events and record.logged:
+                copy = old.item(stored)
+            elif old.events:  # the first: in the transaction that says so, else a crash might leave it to nobody
+                self._puts.append(old.item(stored))
+            record = msgspec.structs.replace(record, tail=new.events, logged=record.logged or bool(old.events))
+        else:
+            together = EventChunk(old.first_seq if old.events else new.first_seq, old.events + new.events)
+            self._puts += [chunk.item(stored) for chunk in _chunks(together)]
+            record = msgspec.structs.replace(record, logged=True)
+        return Plan(result, stored._replace(record=record), copy, self._puts, self._deletes)
+
+
+def _pack(event: NewEvent) -> PackedEvent:
+    return PackedEvent(event.stream, event.type, event.raw, event.retry_ms, event.time_us)
+
+
+def _chunks(events: EventChunk) -> Iterator[EventChunk]:
+    """In pieces that fit an item each."""
+    start, size = 0, 0
+    for index, event in enumerate(events.events):
+        event_size = packed_bytes(event)
+        if index > start and size + event_size > CHUNK_BYTES:
+            yield EventChunk(events.first_seq + start, events.events[start:index])
+            start, size = index, 0
+        size += event_size
+    yield EventChunk(events.first_seq + start, events.events[start:])
+
+
+def _has_parts(record: Record) -> bool:
+    """Whether there may be items beside the head."""
+    return record.logged or record.scattered or record.debris
+
+
+def _marked(stored: Stored, flush: Flush, result: Outcome) -> Stored:
+    """With the mark of this flush, in place of the lane's last; old ones of others go."""
+    marks = [
+        mark
+        for mark in stored.record.marks
+        if mark.lane != flush.lane and mark.at_s > flush.now_s - _MARK_AGE_S
+    ]
+    mark = Mark(
+        flush.lane, flush.number, stored.rev, flush.now_s,
+        result.base_version, result.base_seq, result.base_first_seq, result.first_seq,
+    )  # fmt: skip
+    marks = [*marks[1 - _MAX_MARKS :], mark]
+    return stored._replace(record=msgspec.structs.replace(stored.record, marks=marks))
+
+
+def marks_are_lost(stored: Stored, since_rev: int) -> bool:
+    """Whether so many lanes have written since ``since_rev`` that one's mark may have had to go."""
+    marks = stored.record.marks
+    return len(marks) >= _MAX_MARKS and all(mark.rev > since_rev for mark in marks)
+
+
+def _deleted(found: Stored | None, write: SessionWrite, flush: Flush) -> Stored:
+    if found is None or write.create is not None:  # created and deleted at once
+        assert write.create is not None
+        head = write.create
+        born = Stored(head.id, head.incarnation, 0 if found is None else found.rev, None, None, new_record(head))
+        if found is not None:
+            debris = _has_parts(found.record)
+            born = born._replace(
+                record=msgspec.structs.replace(born.record, debris=debris, marks=found.record.marks)
+            )
+        return entombed(born, flush.now_s)
+    return entombed(found, flush.now_s)
+
+
+def entombed(stored: Stored, now_s: int) -> Stored:
+    """The tombstone of a session. It says whether anything is left to sweep up."""
+    record = msgspec.structs.replace(
+        stored.record,
+        dead=True,
+        metadata=b"",
+        state={},
+        tail=[],
+        logged=False,
+        scattered=False,
+        debris=_has_parts(stored.record),
+    )
+    return stored._replace(rev=stored.rev + 1, owner=None, due_s=now_s + TOMBSTONE_S, record=record)
+
+
+def rewritten(stored: Stored, **changes: object) -> Stored:
+    """The next revision of a head, with some fields of its record changed: upkeep, which leaves no mark."""
+    return stored._replace(rev=stored.rev + 1, record=msgspec.structs.replace(stored.record, **changes))
