@@ -71,7 +71,7 @@ def _content(head: Head) -> tuple[int, str, bytes]:
 def state_difference(
     source: Mapping[str, StateValue], target: Mapping[str, StateValue]
 ) -> tuple[list[str], list[tuple[str, StateValue]]]:
-    """Keys to remove from the target, and those to set, by ascending version.
+    """Keys to remove from the target, and those to set.
 
     Raises: `Diverged` if a key has been written at the target.
     """
@@ -80,7 +80,6 @@ def state_difference(
     for key, value in changed:
         if key in target and target[key].version >= value.version:
             raise Diverged
-    changed.sort(key=lambda item: item[1].version)
     return removed, changed
 
 

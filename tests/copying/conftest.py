@@ -10,19 +10,13 @@ from typing import Any
 import pytest
 
 from holdfast import EventData
-from holdfast.backends.base import (
-    Backend,
-    Head,
-    LoadRequest,
-    SessionFilter,
-    StateValue,
-)
+from holdfast.backends.base import Backend, Batch, Head, LoadRequest, Outcome, SessionFilter, StateValue
 from holdfast.backends.memory import MemoryBackend, MemoryData
 from holdfast.backends.sqlite import SQLiteBackend, SQLiteConfig
 from holdfast.config import Config, RetentionConfig, WriterConfig
 from holdfast.model import Event, new_incarnation
 from holdfast.supervisor.supervisor import Supervisor
-from holdfast.testing import ManualClock
+from holdfast.testing import FaultyBackend, ManualClock
 from holdfast.testing.contract.direct import Direct, blind
 
 Make = Callable[[], Backend]
@@ -70,7 +64,19 @@ async def source(make_source: Make) -> AsyncIterator[Backend]:
 @pytest.fixture
 async def target(make_target: Make) -> AsyncIterator[Backend]:
     async with opened(make_target) as [backend]:
-        yield backend
+        yield Checked(backend)
+
+
+class Checked(FaultyBackend):
+    """A target that is told only what the contract allows, and nothing twice."""
+
+    async def commit(self, batch: Batch) -> list[Outcome]:
+        for write in batch.writes:
+            changes = bool(write.events or write.sets or write.removes or write.metadata is not None or write.close)
+            assert write.units >= changes
+            if changes and write.create is None:
+                assert write.fenced
+        return await super().commit(batch)
 
 
 def store(make: Make, clock: ManualClock, **settings: Any) -> Supervisor:

@@ -46,7 +46,7 @@ async def test_another_session_of_the_same_id_is_left_alone(
 
 @pytest.mark.parametrize(
     ("what", "source_later"),
-    [("event", True), ("event", False), ("close", True), ("close", False), ("state", False)],
+    [("event", True), ("event", False), ("close", True), ("close", False), ("state", True), ("state", False)],
 )
 async def test_a_session_used_in_both_stores_is_left_alone(
     make_source: Make,
@@ -75,6 +75,7 @@ async def test_a_session_used_in_both_stores_is_left_alone(
             if what == "event":
                 await session.append("at the target")
             elif what == "state":
+                await session.set("null", 7)
                 await session.set("big", 7)
             else:
                 await session.close()

@@ -18,7 +18,7 @@ from holdfast.backends.memory import MemoryBackend, MemoryData
 from holdfast.copying import Copier, Problem
 from holdfast.errors import Unavailable
 from holdfast.testing import FaultKind, FaultyBackend, ManualClock
-from holdfast.testing.faults import InjectedCrash
+from holdfast.testing.faults import InjectedCrash, touches
 from tests.copying.conftest import SMALL, Make, content, fill, fill_many, opened, store
 
 pytestmark = pytest.mark.anyio
@@ -73,7 +73,7 @@ async def test_an_unknown_outcome_is_found_out(
     async with clock.flowing():
         report = await Copier(source, faulty, SMALL, clock=clock).run()
     assert faulty.calls["resolve"] == sum(fault.hits for fault in faults) == 10
-    assert report.complete
+    assert (report.copied, report.already_there, report.problems) == (12, 0, {})
     assert await content(target, clock) == await content(source, clock)
 
 
@@ -123,6 +123,44 @@ async def test_two_copiers_at_once_neither_double_nor_mix(
         assert {problem.kind for problem in copier.report.problems.values()} <= {"changing"}
 
 
+async def test_a_commit_that_was_overtaken_changes_nothing(
+    make_source: Make, make_target: Make, source: Backend, target: Backend, clock: ManualClock
+) -> None:
+    """A copier stops in the middle of a session, just before a commit; another one copies all; the first goes on."""
+    await fill_many(make_source, clock, 12)
+    faulty = FaultyBackend(target)
+    held = faulty.inject(FaultKind.HELD, skip=1, when=touches("s11"))
+    first = Copier(source, faulty, SMALL, clock=clock)
+    async with opened(make_target) as [second], anyio.create_task_group() as tasks:
+        tasks.start_soon(first.run)
+        await held.struck()
+        report = await Copier(source, second, SMALL, clock=clock).run()
+        assert (report.problems, report.verified) == ({}, 12)
+        held.release()
+    assert first.report.complete
+    assert await content(target, clock) == await content(source, clock)
+
+
+async def test_a_part_that_has_expired_is_gone_on_with(
+    make_source: Make, source: Backend, target: Backend, clock: ManualClock
+) -> None:
+    """The session has been used at the source since; what there is of its copy has not."""
+    async with store(make_source, clock) as used:
+        session = await used.create("s", ttl_s=10)
+        await session.append_many(list(range(50)))
+        faulty = FaultyBackend(target)
+        faulty.inject(FaultKind.CRASH, skip=4)
+        with pytest.raises(InjectedCrash):
+            await Copier(source, faulty, SMALL, clock=clock).run()
+        await clock.advance(8)
+        await session.append("still here")
+        await clock.advance(8)
+        assert await content(target, clock) == {}
+        report = await Copier(source, target, SMALL, clock=clock).run()
+    assert (report.problems, report.copied, report.events) == ({}, 1, 51 - 21)
+    assert await content(target, clock) == await content(source, clock)
+
+
 async def test_a_log_trimmed_past_its_copy_is_copied_anew(
     make_source: Make, source: Backend, target: Backend, clock: ManualClock
 ) -> None:
@@ -139,6 +177,27 @@ async def test_a_log_trimmed_past_its_copy_is_copied_anew(
     report = await Copier(source, target, clock=clock).run()
     assert report.complete
     assert await content(target, clock) == await content(source, clock)
+    await target.trim(None, TrimPolicy(), 100_000)
+    assert await content(target, clock) == await content(source, clock)
+
+
+async def test_what_is_left_of_an_expired_part_is_cleared(
+    make_source: Make, source: Backend, target: Backend, clock: ManualClock
+) -> None:
+    """As above, only that the target has removed the part by itself."""
+    async with store(make_source, clock) as filled:
+        session = await filled.create("long", ttl_s=10)
+        await session.append_many(list(range(9_000)))
+        faulty = FaultyBackend(target)
+        faulty.inject(FaultKind.CRASH, "commit", skip=8)
+        with pytest.raises(InjectedCrash):
+            await Copier(source, faulty, clock=clock).run()
+        await clock.advance(8)
+        await session.touch()
+        await clock.advance(8)
+        assert [expired.id for expired in await target.expire(clock.now_us(), 10)] == ["long"]
+        report = await Copier(source, target, clock=clock).run()
+    assert (report.problems, report.events) == ({}, 9_000)
     await target.trim(None, TrimPolicy(), 100_000)
     assert await content(target, clock) == await content(source, clock)
 
