@@ -24,7 +24,7 @@ from holdfast.errors import ConfigError, DeadlineExceeded, SessionNotFound, Stor
 from holdfast.model import Durability
 from holdfast.waiting import Ack, ack_factory
 
-__all__ = ["Engine", "durability_in_force"]
+__all__ = ["Engine", "durability_in_force", "time_left"]
 
 _T = TypeVar("_T")
 
@@ -43,6 +43,14 @@ def durability_in_force(capabilities: Capabilities, wanted: object) -> Durabilit
     if not best.covers(wanted):
         raise ConfigError("durability", f"{capabilities.name} can promise {best.value!r} at most, not {wanted.value!r}")
     return wanted
+
+
+def time_left(deadline_s: float | None) -> Callable[[], float | None]:
+    """For a call of several steps under one deadline: how long there is still; None: for ever."""
+    if deadline_s is None:
+        return lambda: None
+    end = anyio.current_time() + deadline_s
+    return lambda: max(0.0, end - anyio.current_time())
 
 
 class Engine:

@@ -49,7 +49,7 @@ class Turn:
     is its size.
     """
 
-    __slots__ = ("_limits", "_state", "_view", "keys", "state_bytes", "write")
+    __slots__ = ("_limits", "_removes", "_sets", "_state", "_view", "keys", "state_bytes", "write")
 
     def __init__(self, write: SessionWrite, state: dict[str, StateValue], state_bytes: int, limits: Limits) -> None:
         self.write = write
@@ -57,6 +57,8 @@ class Turn:
         self.state_bytes = state_bytes
         self._state = state
         self._view: StateView | None = None
+        self._sets: dict[str, tuple[bytes, int]] = {}
+        self._removes: set[str] = set()
         self._limits = limits
 
     def add(self, unit: Unit) -> None:
@@ -73,7 +75,7 @@ class Turn:
         if unit.sets is not None or unit.removes is not None or unit.cleared:
             self.keys, self.state_bytes = self._size_after(unit)
             write.units += 1
-            _merge_state(write, unit)
+            self._merge_state(unit)
         elif not unit.touch_only:
             write.units += 1
         if unit.compute is not None:
@@ -87,6 +89,20 @@ class Turn:
             write.close = True
         if unit.delete:
             write.delete = True
+
+    def _merge_state(self, unit: Unit) -> None:
+        write, sets, removes = self.write, self._sets, self._removes
+        if unit.cleared:
+            write.cleared = True
+            sets.clear()
+            removes.clear()
+        for key in unit.removes or ():
+            sets.pop(key, None)
+            removes.add(key)
+        for key, raw in (unit.sets or {}).items():
+            removes.discard(key)
+            sets[key] = (raw, write.units)
+        write.sets, write.removes = sets, removes
 
     def _state_view(self) -> StateView:
         if self._view is None:
@@ -132,16 +148,3 @@ def seal(write: SessionWrite, taken: Sequence[Unit]) -> Durability:
             level = unit.durability
     write.accepted_us = taken[0].accepted_us
     return level
-
-
-def _merge_state(write: SessionWrite, unit: Unit) -> None:
-    sets = {} if unit.cleared else dict(write.sets)
-    removes = set[str]() if unit.cleared else set(write.removes)
-    for key in unit.removes or ():
-        sets.pop(key, None)
-        removes.add(key)
-    for key, raw in (unit.sets or {}).items():
-        removes.discard(key)
-        sets[key] = (raw, write.units)
-    write.cleared = write.cleared or unit.cleared
-    write.sets, write.removes = sets, removes

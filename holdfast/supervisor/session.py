@@ -8,7 +8,7 @@ from typing import Any, TypeVar, overload
 
 from holdfast import codec
 from holdfast.actors.actor import SessionActor
-from holdfast.actors.engine import Engine
+from holdfast.actors.engine import Engine, time_left
 from holdfast.actors.subscription import Subscription
 from holdfast.actors.unit import Compute, StateView, Unit
 from holdfast.backends.base import Head, expiry_us
@@ -350,10 +350,11 @@ class Session:
         self, event_id: str, *, durability: Durability | None = None, deadline_s: float | None = None
     ) -> int:
         """Drop all events older than this one, of every stream; how many that were."""
-        actor = await self._readable(deadline_s, state=False)
+        left_s = time_left(deadline_s)
+        actor = await self._readable(left_s(), state=False)
         seq = self._engine.log.position(actor, event_id)
         unit = self._unit(durability, answers=True, touch_only=True, floor_seq=seq)
-        await self._submit(unit, deadline_s)
+        await self._submit(unit, left_s())
         return unit.dropped_events
 
     def subscribe(self, *, after: str | Latest | None = None, stream: str | None = None) -> Subscription:

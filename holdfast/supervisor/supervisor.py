@@ -15,10 +15,10 @@ import structlog
 from anyio.abc import TaskStatus
 
 from holdfast.actors.actor import SessionActor
-from holdfast.actors.engine import Engine, durability_in_force
+from holdfast.actors.engine import Engine, durability_in_force, time_left
 from holdfast.actors.registry import RegistryStatistics
 from holdfast.actors.unit import Unit
-from holdfast.backends.base import Backend, Capabilities, Expired, Head, SessionFilter
+from holdfast.backends.base import Backend, Capabilities, Expired, Head, SessionFilter, SessionPage
 from holdfast.backends.reader import ReaderStatistics
 from holdfast.backends.writer import LaneStatistics
 from holdfast.clock import Clock, SystemClock
@@ -330,8 +330,9 @@ class Supervisor:
 
     async def delete(self, id: str, *, owner: str | None = None, deadline_s: float | None = None) -> bool:
         """Remove a session with its state and events. False if there is none (of this owner)."""
-        session = await self.get(id, owner=owner, deadline_s=deadline_s)
-        return session is not None and await session.delete(deadline_s=deadline_s)
+        left_s = time_left(deadline_s)
+        session = await self.get(id, owner=owner, deadline_s=left_s())
+        return session is not None and await session.delete(deadline_s=left_s())
 
     async def list(
         self,
@@ -340,34 +341,45 @@ class Supervisor:
         status: SessionStatus | None = None,
         limit: int = 100,
         after: int | None = None,
+        deadline_s: float | None = None,
     ) -> SessionList:
         """One page of live sessions, oldest first. Sessions that come and go do not shift the pages."""
         if type(limit) is not int or not 1 <= limit <= 10_000:
             raise InvalidInput(f"limit must be a whole number from 1 to 10,000, not {limit!r}")
         engine = self._engine
-        await engine.store_touches()
-        where = SessionFilter(self.clock.now_us(), owner, status)
-        page = await engine.backend.list_sessions(where, after or 0, limit)
+
+        async def read() -> SessionPage:
+            await engine.store_touches()
+            where = SessionFilter(self.clock.now_us(), owner, status)
+            return await engine.backend.list_sessions(where, after or 0, limit)
+
+        page = await engine.within(deadline_s, read)
         return SessionList([session_info(head) for head in page.heads], page.next_after)
 
     async def scan(
-        self, *, owner: str | None = None, status: SessionStatus | None = None
+        self, *, owner: str | None = None, status: SessionStatus | None = None, deadline_s: float | None = None
     ) -> AsyncIterator[SessionInfo]:
-        """All pages of `list`, one session at a time."""
+        """All pages of `list`, one session at a time. The deadline is for each page."""
         after: int | None = None
         while True:
-            page = await self.list(owner=owner, status=status, limit=1_000, after=after)
+            page = await self.list(owner=owner, status=status, limit=1_000, after=after, deadline_s=deadline_s)
             for info in page.sessions:
                 yield info
             after = page.next
             if after is None:
                 return
 
-    async def count(self, *, owner: str | None = None, status: SessionStatus | None = None) -> int:
+    async def count(
+        self, *, owner: str | None = None, status: SessionStatus | None = None, deadline_s: float | None = None
+    ) -> int:
         """How many sessions `scan` would give now."""
         engine = self._engine
-        await engine.store_touches()
-        return await engine.backend.count_sessions(SessionFilter(self.clock.now_us(), owner, status))
+
+        async def read() -> int:
+            await engine.store_touches()
+            return await engine.backend.count_sessions(SessionFilter(self.clock.now_us(), owner, status))
+
+        return await engine.within(deadline_s, read)
 
     def _handle(self, session_id: str, incarnation: int) -> Session:
         return Session(self._engine, self._open_parts.checks, session_id, incarnation)

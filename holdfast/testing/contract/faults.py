@@ -20,9 +20,10 @@ from holdfast.errors import (
     Unavailable,
 )
 from holdfast.supervisor.session import Session
+from holdfast.supervisor.supervisor import Supervisor
 from holdfast.testing.clock import ManualClock
 from holdfast.testing.contract.stores import OpenFaulty, StoreBase
-from holdfast.testing.faults import FaultKind, touches
+from holdfast.testing.faults import FaultKind, Operation, touches
 
 __all__ = ["FaultContract"]
 
@@ -158,6 +159,34 @@ class FaultContract(StoreBase):
                 fault.release()
                 await session.append("next")
             assert await data(session) == ["begun", "next"]
+
+    @pytest.mark.parametrize(
+        ("operation", "call"),
+        [
+            ("list_sessions", lambda store, _: store.list(deadline_s=0.05)),
+            ("count_sessions", lambda store, _: store.count(deadline_s=0.05)),
+            ("read_events", lambda _, session: session.events(deadline_s=0.05)),
+            ("read_events", lambda _, session: session.last_events(1, deadline_s=0.05)),
+        ],
+    )
+    async def test_deadline_of_a_read(
+        self,
+        open_faulty: OpenFaulty,
+        clock: ManualClock,
+        operation: Operation,
+        call: Callable[[Supervisor, Session], Any],
+    ) -> None:
+        """C44: a read with a deadline ends by it, whatever the store does."""
+        store, backend = open_faulty()
+        async with store:
+            session = await store.create("s", ttl_s=None)
+            await session.append("x")
+            fault = backend.inject(FaultKind.HELD, operation)
+            with anyio.fail_after(PATIENCE_S):
+                async with clock.flowing(0.01):
+                    with pytest.raises(DeadlineExceeded):
+                        await call(store, session)
+            fault.release()
 
     async def test_bounded_while_the_store_hangs(self, open_faulty: OpenFaulty, clock: ManualClock) -> None:
         """C44, P10: a full mailbox holds callers back, then says `Overloaded`; nothing of it is stored."""
