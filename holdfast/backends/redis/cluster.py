@@ -1,0 +1,158 @@
+"""The way to a cluster: each command to the server that has its key's slot, as the servers tell."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, Final
+
+import anyio
+from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
+from redis.exceptions import AskError, ClusterDownError, MovedError, ReadOnlyError
+
+from holdfast.backends.redis.config import RedisConfig
+from holdfast.backends.redis.link import Argument, Command, Node, Reply
+from holdfast.errors import HoldfastError, OutcomeUnknown, Unavailable
+
+__all__ = ["ClusterLink"]
+
+_Address = tuple[str, int]
+
+_REDIRECTIONS: Final = 5
+"""After so many an answer that points elsewhere is taken for a cluster in trouble."""
+_MAP_IS_OLD: Final = (MovedError, ReadOnlyError, ClusterDownError)
+
+
+class ClusterLink:
+    """Commands sent at once go to all servers at the same time, so in no order between servers."""
+
+    in_order = False
+
+    def __init__(self, config: RedisConfig) -> None:
+        self._config: Final = config
+        self._seed: Final[_Address] = (config.host, config.port)
+        self._nodes: dict[_Address, Node] = {self._seed: Node(config)}
+        self._owners: list[_Address | None] = []
+        self._map_is_old = True
+
+    async def send(self, commands: Sequence[Command]) -> list[Reply]:
+        replies: list[Reply] = [None] * len(commands)
+        targets: dict[int, _Address | None] = dict.fromkeys(range(len(commands)))
+        for _ in range(_REDIRECTIONS):
+            await self._refresh()
+            await self._send_round(commands, targets, replies)
+            targets = {number: _redirection(replies[number]) for number in targets if _is_redirected(replies[number])}
+            if not targets:
+                break
+        return replies
+
+    async def _send_round(
+        self, commands: Sequence[Command], targets: dict[int, _Address | None], replies: list[Reply]
+    ) -> None:
+        """Each command to its target, or (None) where the map says. Raises as `Link.send` does."""
+        parts: dict[_Address, list[int]] = {}
+        for number, asked in targets.items():
+            parts.setdefault(asked or self._owner(commands[number].key), []).append(number)
+        failures: list[HoldfastError] = []
+
+        async def send(address: _Address, numbers: list[int]) -> None:
+            try:
+                found = await self._send_part(address, [(commands[n], targets[n] is not None) for n in numbers])
+            except HoldfastError as exc:
+                failures.append(exc)
+                self._map_is_old = True
+                return
+            for number, reply in zip(numbers, found, strict=True):
+                replies[number] = reply
+                self._map_is_old |= isinstance(reply, _MAP_IS_OLD)
+
+        async with anyio.create_task_group() as tasks:
+            for address, numbers in parts.items():
+                tasks.start_soon(send, address, numbers)
+        if failures:
+            nothing_sent = len(failures) == len(parts) == 1 and isinstance(failures[0], Unavailable)
+            raise failures[0] if nothing_sent else OutcomeUnknown(f"not all servers answered: {failures[0]}")
+
+    async def _send_part(self, address: _Address, commands: Collection[tuple[Command, bool]]) -> list[Reply]:
+        """To one server. A command that was redirected for once is announced as such."""
+        sent: list[tuple[Argument, ...]] = []
+        for command, asking in commands:
+            sent += [(b"ASKING",), command.arguments] if asking else [command.arguments]
+        replies = iter(await self._node(address).send(sent))
+        found: list[Reply] = []
+        for _, asking in commands:
+            if asking:
+                next(replies)
+            found.append(next(replies))
+        return found
+
+    async def send_everywhere(self, commands: Sequence[tuple[Argument, ...]]) -> list[Reply]:
+        await self._refresh()
+        replies: list[Reply] = []
+        for address in sorted({owner for owner in self._owners if owner is not None}):
+            replies += await self._node(address).send(commands)
+        return replies
+
+    def groups(self, keys: Sequence[bytes]) -> Iterable[list[int]]:
+        slots: dict[int, list[int]] = {}
+        for number, key in enumerate(keys):
+            slots.setdefault(key_slot(key), []).append(number)
+        return slots.values()
+
+    def node(self) -> Node:
+        return self._node(next((owner for owner in self._owners if owner is not None), self._seed))
+
+    async def close(self) -> None:
+        for node in self._nodes.values():
+            await node.close()
+
+    def _node(self, address: _Address) -> Node:
+        node = self._nodes.get(address)
+        if node is None:
+            node = self._nodes[address] = Node(self._config, *address)
+        return node
+
+    def _owner(self, key: bytes | None) -> _Address:
+        slot = 0 if key is None else key_slot(key)
+        owner = self._owners[slot]
+        if owner is None:
+            self._map_is_old = True
+            raise Unavailable(f"the cluster is down: no server has slot {slot}")
+        return owner
+
+    async def _refresh(self) -> None:
+        """Ask for the map if it is old, any server that answers. Raises: `Unavailable`."""
+        if not self._map_is_old:
+            return
+        failure: HoldfastError = Unavailable("the cluster has no servers")
+        for address in [*self._nodes]:
+            try:
+                (reply,) = await self._node(address).send([(b"CLUSTER", b"SLOTS")])
+            except HoldfastError as exc:
+                failure = exc
+                continue
+            if isinstance(reply, Exception):
+                failure = Unavailable(f"the cluster's map cannot be read: {reply}")
+                continue
+            await self._take_map(reply, asked=address)
+            return
+        raise Unavailable(f"no server of the cluster answers: {failure}") from failure
+
+    async def _take_map(self, ranges: Sequence[Any], asked: _Address) -> None:
+        owners: list[_Address | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
+        for first, last, (host, port, *_), *_ in ranges:
+            address = ((host or asked[0].encode()).decode(), int(port))
+            owners[first : last + 1] = [address] * (last + 1 - first)
+        self._owners = owners
+        self._map_is_old = False
+        gone = self._nodes.keys() - set(owners) - {self._seed, asked}
+        for address in gone:
+            await self._nodes.pop(address).close()
+
+
+def _is_redirected(reply: Reply) -> bool:
+    return isinstance(reply, MovedError | AskError)
+
+
+def _redirection(reply: MovedError | AskError) -> _Address | None:
+    """Where to ask for once. A move is in the next map."""
+    return None if isinstance(reply, MovedError) else (reply.host, reply.port)

@@ -1,0 +1,219 @@
+"""Commits: what is sent, in which order, and what is known if an answer does not come.
+
+A script applies the writes and leaves a marker with their outcomes in one atomic step. A second call for
+the same flush finds the marker, changes nothing and gives the same answer; a call that comes late, after a
+later flush of its lane, is refused. So a commit whose outcome is unknown is settled by sending it again.
+
+On one server that is one call for the whole batch. In a cluster it is a call for each slot, with a marker beside
+each session; when all are done, the outcomes of the batch are put into the lane's marker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from struct import Struct
+from typing import Final, NamedTuple
+
+import structlog
+
+from holdfast.backends.base import Batch, Marker, Outcome, SessionWrite, Status
+from holdfast.backends.redis.config import RedisConfig
+from holdfast.backends.redis.errors import code_of, translate
+from holdfast.backends.redis.index import Index, checked
+from holdfast.backends.redis.keys import Entry, Keys, marker_member, parse_marker_member
+from holdfast.backends.redis.link import Command, Link, Reply
+from holdfast.backends.redis.rows import incarnation_bytes
+from holdfast.backends.redis.scripts import COMMIT, call, run
+from holdfast.backends.redis.writes import OUTCOME_BYTES, decode_outcomes, encode_batch, encode_write
+from holdfast.errors import HoldfastError, OutcomeUnknown, Rejected, StoreError, Unavailable
+
+__all__ = ["Committer"]
+
+_log: Final = structlog.stdlib.get_logger("holdfast.redis")
+
+_MARKER: Final = Struct(">dd")
+"""flush and now_us; behind them the outcomes."""
+
+_LANE_MARKER_MS: Final = 2 * 24 * 3_600 * 1_000
+"""Markers of writers that nobody forgot: by the server's clock, so longer than the engine keeps them."""
+_SESSION_MARKER_MS: Final = 3_600 * 1_000
+"""In a cluster: until then, a lost packet that comes late is known for what it is."""
+
+
+class _Prepared(NamedTuple):
+    """A batch, encoded. ``creates`` are its new entries in the indexes."""
+
+    batch: Batch
+    heads: list[bytes]
+    writes: list[bytes]
+    creates: list[tuple[Entry, int | None]]
+
+
+class Committer:
+    """All commits of one backend. Lives in the driver's event loop."""
+
+    def __init__(self, link: Link, keys: Keys, config: RedisConfig, instance: bytes) -> None:
+        self._link: Final = link
+        self._keys: Final = keys
+        self._index: Final = Index(keys)
+        self._instance: Final = instance
+        self._margin_us: Final = None if config.reap_after_s is None else config.reap_after_s * 1_000_000
+        self._unresolved: dict[tuple[str, int], _Prepared] = {}
+        self._registered: set[tuple[str, int]] = set()
+
+    async def commit(self, batch: Batch) -> list[Outcome]:
+        """As `Backend.commit`. Whatever ends it but an answer leaves the batch to be resolved."""
+        prepared = self._prepare(batch)
+        lane = batch.marker[:2]
+        self._unresolved[lane] = prepared
+        try:
+            outcomes = await self._execute(prepared)
+        except (Unavailable, Rejected):
+            del self._unresolved[lane]
+            raise
+        del self._unresolved[lane]
+        await self._clean_up(prepared, outcomes)
+        return outcomes
+
+    async def resolve(self, marker: Marker) -> list[Outcome] | None:
+        """Complete the flush, if it is ours and its outcome is unknown; else look for its marker."""
+        lane = marker[:2]
+        prepared = self._unresolved.get(lane)
+        if prepared is not None and prepared.batch.marker == marker:
+            try:
+                outcomes = await self._execute(prepared)
+            except OutcomeUnknown as exc:
+                raise Unavailable(str(exc)) from exc
+            del self._unresolved[lane]
+            await self._clean_up(prepared, outcomes)
+            return outcomes
+        key = self._keys.marker(*lane)
+        (found,) = checked(await run(self._link, [Command(key, (b"GET", key))]))
+        if found is None or _MARKER.unpack_from(found)[0] != marker.flush:
+            return None
+        return decode_outcomes(found[_MARKER.size :])
+
+    async def forget_markers(self, writer: str | None, before_us: int) -> None:
+        (members,) = checked(await run(self._link, [Command(self._keys.markers, (b"SMEMBERS", self._keys.markers))]))
+        if not members:
+            return
+        lanes = [parse_marker_member(member) for member in members]
+        keys = [self._keys.marker(*lane) for lane in lanes]
+        found = checked(await run(self._link, [Command(key, (b"GETRANGE", key, 0, _MARKER.size - 1)) for key in keys]))
+        commands: list[Command] = []
+        for lane, key, member, head in zip(lanes, keys, members, found, strict=True):
+            if lane[0] == writer or not head or _MARKER.unpack(head)[1] < before_us:
+                self._registered.discard(lane)
+                commands.append(Command(key, (b"UNLINK", key)))
+                commands.append(Command(self._keys.markers, (b"SREM", self._keys.markers, member)))
+        if commands:
+            checked(await run(self._link, commands))
+
+    def _prepare(self, batch: Batch) -> _Prepared:
+        """Raises: `Rejected`, before anything is sent."""
+        return _Prepared(
+            batch,
+            [self._keys.head(write.id) for write in batch.writes],
+            [encode_write(write) for write in batch.writes],
+            [
+                (Entry.of(head.incarnation, head.owner, head.id), head.expires_us)
+                for head in (write.create for write in batch.writes)
+                if head is not None
+            ],
+        )
+
+    async def _execute(self, prepared: _Prepared) -> list[Outcome]:
+        """Raises: `Unavailable` or `Rejected` (nothing is stored), or `OutcomeUnknown`."""
+        before = self._register(prepared.batch.marker) + self._index.add(prepared.creates)
+        if self._link.in_order:
+            answer = await self._execute_in_order(prepared, before)
+        else:
+            answer = await self._execute_by_slot(prepared, before)
+        self._registered.add(prepared.batch.marker[:2])
+        return decode_outcomes(answer)
+
+    async def _execute_in_order(self, prepared: _Prepared, before: list[Command]) -> bytes:
+        batch = prepared.batch
+        common = encode_batch(batch, marker_ms=_LANE_MARKER_MS, margin_us=self._margin_us)
+        keys = [self._keys.marker(*batch.marker[:2]), *prepared.heads]
+        commit = call(COMMIT, keys, common, b"".join(prepared.writes))
+        replies = await run(self._link, [*before, commit, self._hint(batch)])
+        answer = _answers(replies[len(before) : len(before) + 1])[0]
+        _must_be_done(replies[: len(before)])
+        return answer
+
+    async def _execute_by_slot(self, prepared: _Prepared, before: list[Command]) -> bytes:
+        batch = prepared.batch
+        if before:
+            try:
+                checked(await run(self._link, before))
+            except OutcomeUnknown as exc:  # of the entries; the commit itself was not sent
+                raise Unavailable(str(exc)) from exc
+        common = encode_batch(batch, marker_ms=_SESSION_MARKER_MS, margin_us=self._margin_us)
+        groups = list(self._link.groups(prepared.heads))
+        replies = await run(self._link, [self._commit_group(prepared, group, common) for group in groups])
+        outcomes = [b""] * len(prepared.heads)
+        for group, answer in zip(groups, _answers(replies), strict=True):
+            for place, number in enumerate(group):
+                outcomes[number] = answer[place * OUTCOME_BYTES : (place + 1) * OUTCOME_BYTES]
+        answer = b"".join(outcomes)
+        key = self._keys.marker(*batch.marker[:2])
+        value = _MARKER.pack(batch.marker.flush, batch.now_us) + answer
+        leave_marker = Command(key, (b"SET", key, value, b"PX", _LANE_MARKER_MS))
+        # The entries again: they may have been taken for stale just before the sessions were there.
+        after = [leave_marker, *self._index.add(prepared.creates), self._hint(batch)]
+        _must_be_done(await run(self._link, after))
+        return answer
+
+    def _commit_group(self, prepared: _Prepared, group: Sequence[int], common: bytes) -> Command:
+        heads = [prepared.heads[number] for number in group]
+        marker = self._keys.session_marker(heads[0], prepared.batch.marker)
+        return call(COMMIT, [marker, *heads], common, b"".join([prepared.writes[number] for number in group]))
+
+    def _register(self, marker: Marker) -> list[Command]:
+        if marker[:2] in self._registered:
+            return []
+        return [Command(self._keys.markers, (b"SADD", self._keys.markers, marker_member(marker.writer, marker.lane)))]
+
+    def _hint(self, batch: Batch) -> Command:
+        """Tells the other instances which sessions were written to."""
+        changed = b"".join([incarnation_bytes(write.incarnation) for write in batch.writes])
+        return Command(None, (b"PUBLISH", self._keys.channel, self._instance + changed))
+
+    async def _clean_up(self, prepared: _Prepared, outcomes: Sequence[Outcome]) -> None:
+        """Take the entries out of sessions that are gone, or were not created. What fails here is found as stale."""
+        deleted: list[SessionWrite] = []
+        gone: list[Entry] = []
+        for write, outcome in zip(prepared.batch.writes, outcomes, strict=True):
+            if write.delete and outcome.status is Status.COMMITTED:
+                deleted.append(write)
+            elif write.create is not None and outcome.status is not Status.COMMITTED:
+                gone.append(Entry.of(write.incarnation, write.create.owner, write.id))
+        if not (deleted or gone):
+            return
+        try:
+            gone += await self._index.find(self._link, [(write.incarnation, write.id) for write in deleted])
+            if gone:
+                checked(await run(self._link, self._index.remove(gone)))
+        except HoldfastError as exc:
+            _log.debug("redis.entries_left", error=str(exc))
+
+
+def _answers(replies: Sequence[Reply]) -> list[bytes]:
+    """The script's answers. Raises: `Unavailable` or `Rejected` if nothing was done, else `OutcomeUnknown`."""
+    errors = [reply for reply in replies if isinstance(reply, Exception)]
+    if not errors:
+        return list(replies)
+    error: StoreError = translate(errors[0])
+    if len(errors) < len(replies):
+        error = OutcomeUnknown(f"a part of the commit was refused: {error}")
+    elif code_of(errors[0]) == "SUPERSEDED":
+        error = OutcomeUnknown("a later commit of the same lane is stored")
+    raise error from errors[0]
+
+
+def _must_be_done(replies: Sequence[Reply]) -> None:
+    """What belongs to a commit that was done. Raises: `OutcomeUnknown`, so that it is tried again."""
+    for reply in replies:
+        if isinstance(reply, Exception):
+            raise OutcomeUnknown(f"the commit was not completed: {translate(reply)}") from reply

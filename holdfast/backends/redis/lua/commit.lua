@@ -1,0 +1,175 @@
+#!lua
+-- Commits writes, all of them at once, each wholly or not at all. A second call for the same flush of
+-- the same lane changes nothing and gives the first one's answer; an older flush is refused.
+--
+-- KEYS: the lane's marker, then the head of each write's session.
+-- ARGV: 1 flush, now_us, marker's life in ms, reaping margin in us (-1: none), max_events (-1: none)
+--       2 the writes: each a header and, as its flags say: head, metadata, removes, sets, events
+-- Returns for each write: status, base_version, base_seq, base_first_seq, first_seq.
+--
+-- The layouts are those of rows.py and writes.py. Numbers are doubles; see there.
+
+local call, pack, unpack, list, band = redis.call, struct.pack, struct.unpack, unpack, bit.band
+
+local ROW, ROW_SIZE = '>c8BdddddddI4', 69
+local WRITE = '>c8I2ddddI4I4I4I4I4'
+local OUTCOME = '>Bdddd'
+local COMMITTED, MISSING, EXISTS, CONFLICT, CLOSED = 0, 1, 2, 3, 4
+local FENCED, CHANGES, CLEARED, CLOSE, DELETE, CREATE, METADATA = 1, 2, 4, 8, 16, 32, 64
+local SURPLUS = 1000 -- dropped events that are left for the trimmer, at most
+local CHUNK = 4000   -- arguments of one command, an even number
+
+local flush, now, marker_ms, margin, max_events = unpack('>ddddd', ARGV[1])
+local writes, position = ARGV[2], 1
+
+local function refuse(status)
+  return pack(OUTCOME, status, 0, 0, 0, 0)
+end
+
+local function expiry(active, ttl, deadline)
+  if ttl < 0 then return deadline end
+  if deadline < 0 then return active + ttl end
+  return math.min(active + ttl, deadline)
+end
+
+local function lapsed(active, ttl, deadline, at)
+  local ends = expiry(active, ttl, deadline)
+  return ends >= 0 and ends <= at
+end
+
+-- A command with any number of arguments: the sum of its replies, and the last one.
+local function in_chunks(command, key, values)
+  local sum, reply = 0, 0
+  for first = 1, #values, CHUNK do
+    reply = call(command, key, list(values, first, math.min(first + CHUNK - 1, #values)))
+    sum = sum + reply
+  end
+  return sum, reply
+end
+
+-- The next `count` frames of the writes, from `at` on.
+local function frames(count, at)
+  local values = {}
+  for n = 1, count do values[n], at = unpack('>I4c0', writes, at) end
+  return values, at
+end
+
+-- Whether the key may be new.
+local function set_keys(key, count, at, base)
+  local values = {}
+  for n = 1, count do
+    local offset, name, raw
+    offset, name, raw, at = unpack('>I4I4c0I4c0', writes, at)
+    values[2 * n - 1], values[2 * n] = name, pack('>d', base + offset) .. raw
+  end
+  return in_chunks('HSET', key, values) == count, at
+end
+
+-- Whether the key is new.
+local function append(key, count, at, kept)
+  local values = frames(count, at)
+  local _, length = in_chunks('RPUSH', key, values)
+  if length - kept >= SURPLUS then
+    if kept > 0 then call('LTRIM', key, -kept, -1) else call('UNLINK', key) end
+  end
+  return length == count
+end
+
+local function apply(head_key, found)
+  local incarnation, flags, expected, accepted, touched, floor, units, removes, sets, events, length
+  incarnation, flags, expected, accepted, touched, floor, units, removes, sets, events, length, position =
+    unpack(WRITE, writes, position)
+  local at = position
+  position = position + length
+
+  local state_key, event_key = string.sub(head_key, 1, -2) .. 's', string.sub(head_key, 1, -2) .. 'e'
+  local owner, closed, version, first, last, active, ttl, deadline, native, fixed
+  if found ~= '' then
+    owner, closed, version, first, last, active, ttl, deadline, native, fixed = unpack(ROW, found)
+  end
+
+  local created
+  if band(flags, CREATE) ~= 0 then
+    if found ~= '' and not lapsed(active, ttl, deadline, accepted) then return refuse(EXISTS) end
+    created, at = unpack('>I4c0', writes, at)
+    owner, closed, version, first, last, active, ttl, deadline, native, fixed = unpack(ROW, created)
+    call('UNLINK', state_key, event_key)
+  else
+    if found == '' or owner ~= incarnation or lapsed(active, ttl, deadline, accepted) then return refuse(MISSING) end
+    if band(flags, FENCED) ~= 0 and version ~= expected then return refuse(CONFLICT) end
+    if closed == 1 and band(flags, CHANGES) ~= 0 then return refuse(CLOSED) end
+  end
+
+  local base_version, base_last, base_first = version, last, first
+  last = last + events
+  if floor > first then first = math.min(floor, last + 1) end
+  if max_events >= 0 and last - max_events >= first then first = last - max_events + 1 end
+  version = version + units
+  active = math.max(active, touched)
+  if band(flags, CLOSE) ~= 0 then closed = 1 end
+  local outcome = pack(OUTCOME, COMMITTED, base_version, base_last, base_first, first)
+
+  if band(flags, DELETE) ~= 0 then
+    call('UNLINK', head_key, state_key, event_key)
+    return outcome
+  end
+
+  local metadata
+  if band(flags, METADATA) ~= 0 then metadata, at = unpack('>I4c0', writes, at) end
+  if band(flags, CLEARED) ~= 0 then call('UNLINK', state_key) end
+  if removes > 0 then
+    local names
+    names, at = frames(removes, at)
+    in_chunks('HDEL', state_key, names)
+  end
+  local new_state, new_events = false, false
+  if sets > 0 then new_state, at = set_keys(state_key, sets, at, base_version) end
+  if events > 0 then new_events = append(event_key, events, at, last - first + 1) end
+
+  -- The server's own expiry, a margin behind ours. It is moved only when half of the margin is used up.
+  local ends, renewed = expiry(active, ttl, deadline), false
+  if margin >= 0 and ends >= 0 then
+    if native < ends + margin / 2 then native, renewed = ends + margin, true end
+  elseif native > 0 then
+    call('PERSIST', head_key)
+    call('PERSIST', state_key)
+    call('PERSIST', event_key)
+    native = 0
+  end
+
+  local row = pack(ROW, owner, closed, version, first, last, active, ttl, deadline, native, fixed)
+  if created then
+    local rest = string.sub(created, ROW_SIZE + 1)
+    if metadata then rest = string.sub(rest, 1, fixed) .. metadata end
+    call('SET', head_key, row .. rest)
+  elseif metadata then
+    local rest = call('GETRANGE', head_key, ROW_SIZE, ROW_SIZE + fixed - 1)
+    call('SET', head_key, row .. rest .. metadata, 'KEEPTTL')
+  else
+    call('SETRANGE', head_key, 0, row)
+  end
+
+  if native > 0 and (renewed or new_state or new_events) then
+    local ms = string.format('%.0f', math.max(native - now, margin) / 1000)
+    if renewed then call('PEXPIRE', head_key, ms) end
+    if renewed or new_state then call('PEXPIRE', state_key, ms) end
+    if renewed or new_events then call('PEXPIRE', event_key, ms) end
+  end
+  return outcome
+end
+
+local known = call('GETRANGE', KEYS[1], 0, 7)
+if known ~= '' then
+  local stored = unpack('>d', known)
+  if stored == flush then return call('GETRANGE', KEYS[1], 16, -1) end
+  if stored > flush then return redis.error_reply('SUPERSEDED a later flush of this lane is stored') end
+end
+
+-- All heads first: what is no head fails here, before anything is changed.
+local rows, outcomes = {}, {}
+for i = 2, #KEYS do rows[i] = call('GETRANGE', KEYS[i], 0, ROW_SIZE - 1) end
+for i = 2, #KEYS do outcomes[i - 1] = apply(KEYS[i], rows[i]) end
+
+local answer = table.concat(outcomes)
+call('SET', KEYS[1], pack('>dd', flush, now) .. answer, 'PX', string.format('%.0f', marker_ms))
+return answer

@@ -1,0 +1,54 @@
+"""The Lua scripts, and calls of them: loaded where they are missing, and routed by their keys."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import sha1
+from importlib.resources import files
+from typing import Final, NamedTuple
+
+from redis.exceptions import NoScriptError, ResponseError
+
+from holdfast.backends.redis.link import Argument, Command, Link, Reply
+
+__all__ = ["COMMIT", "EVENTS", "EXPIRE", "LOAD", "STALE", "TRIM", "Script", "call", "run"]
+
+
+class Script(NamedTuple):
+    source: bytes
+    sha: bytes
+
+
+def _read(name: str) -> Script:
+    source = (files("holdfast.backends.redis") / "lua" / f"{name}.lua").read_bytes()
+    return Script(source, sha1(source).hexdigest().encode())  # noqa: S324 - it's the server's name for it
+
+
+COMMIT: Final = _read("commit")
+EVENTS: Final = _read("events")
+EXPIRE: Final = _read("expire")
+LOAD: Final = _read("load")
+STALE: Final = _read("stale")
+TRIM: Final = _read("trim")
+_ALL: Final = (COMMIT, EVENTS, EXPIRE, LOAD, STALE, TRIM)
+
+
+def call(script: Script, keys: Sequence[bytes], *arguments: Argument) -> Command:
+    """A call, to go where its first key is."""
+    return Command(keys[0], (b"EVALSHA", script.sha, len(keys), *keys, *arguments))
+
+
+async def run(link: Link, commands: Sequence[Command]) -> list[Reply]:
+    """Send all at once; a call that met a server without its script is sent again, after it got all of them.
+
+    Replies may be errors. Raises as `Link.send` does.
+    """
+    replies = await link.send(commands)
+    missed = [number for number, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
+    if missed:
+        for reply in await link.send_everywhere([(b"SCRIPT", b"LOAD", script.source) for script in _ALL]):
+            if isinstance(reply, ResponseError):
+                return [reply if number in missed else found for number, found in enumerate(replies)]
+        for number, reply in zip(missed, await link.send([commands[number] for number in missed]), strict=True):
+            replies[number] = reply
+    return replies

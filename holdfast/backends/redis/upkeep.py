@@ -1,0 +1,170 @@
+"""Expiry and trimming: candidates from the indexes, checked and done by scripts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from struct import Struct
+from typing import Final, NamedTuple
+
+from holdfast.backends.base import Expired, Marker, TrimPolicy
+from holdfast.backends.redis.index import Index, checked
+from holdfast.backends.redis.keys import SHARDS, Entry, Keys
+from holdfast.backends.redis.link import Link
+from holdfast.backends.redis.rows import Frames, decode_head, incarnation_bytes
+from holdfast.backends.redis.scripts import EXPIRE, TRIM, call, run
+
+__all__ = ["Janitor", "Trimmer"]
+
+_EXPIRE: Final = Struct(">ddd")
+_TRIM: Final = Struct(">ddd")
+_DOUBLE: Final = Struct(">d")
+
+_MARKER_MS: Final = 3_600 * 1_000
+_TRIMMED_AT_ONCE: Final = 100
+"""Sessions that one call of the script looks at."""
+
+
+class _Removal(NamedTuple):
+    """Sessions that are being removed, as one flush of a lane of its own."""
+
+    marker: Marker
+    now_us: int
+    entries: list[Entry]
+
+
+class Janitor:
+    """Removes expired sessions, and tells of each exactly once.
+
+    A removal whose answer is lost is sent again by the next call: its marker then gives the answer. What was
+    removed is kept until a call returns.
+    """
+
+    def __init__(self, link: Link, keys: Keys, instance: bytes) -> None:
+        self._link: Final = link
+        self._keys: Final = keys
+        self._index: Final = Index(keys)
+        self._lane: Final = f"janitor-{instance.hex()}"
+        self._turns: Final = asyncio.Lock()
+        self._flush = 0
+        self._unfinished: _Removal | None = None
+        self._gone: list[Expired] = []
+
+    async def expire(self, now_us: int, limit: int) -> list[Expired]:
+        async with self._turns:
+            if self._unfinished is not None:
+                await self._remove(self._unfinished)
+            while len(self._gone) < limit:
+                entries = await self._index.expiring(self._link, now_us, limit - len(self._gone))
+                if not entries:
+                    break
+                self._flush += 1
+                self._unfinished = _Removal(Marker(self._lane, 0, self._flush), now_us, entries)
+                await self._remove(self._unfinished)
+            gone, self._gone = self._gone[:limit], self._gone[limit:]
+            return gone
+
+    async def _remove(self, removal: _Removal) -> None:
+        """Every step may be repeated."""
+        gone: list[Expired] = []
+        removed: list[Entry] = []
+        alive: list[tuple[Entry, int | None]] = []
+        missing: list[Entry] = []
+        for entry, answer in await self._answers(removal):
+            match answer[:1]:
+                case b"R":
+                    removed.append(entry)
+                    gone.append(Expired(entry.id, entry.incarnation, decode_head(entry.id, answer[1:]).owner))
+                case b"K":
+                    ends_us = int(_DOUBLE.unpack_from(answer, 1)[0])
+                    alive.append((entry, None if ends_us < 0 else ends_us))
+                case _:
+                    missing.append(entry)
+        commands = self._index.remove(removed) + self._index.reschedule(alive)
+        if commands:
+            checked(await run(self._link, commands))
+        await self._index.note_stale(self._link, missing, removal.now_us)
+        self._unfinished = None
+        self._gone += gone
+
+    async def _answers(self, removal: _Removal) -> list[tuple[Entry, bytes]]:
+        heads = [self._keys.head(entry.id) for entry in removal.entries]
+        common = _EXPIRE.pack(removal.marker.flush, removal.now_us, _MARKER_MS)
+        groups = list(self._link.groups(heads))
+        commands = []
+        for group in groups:
+            keys = [heads[number] for number in group]
+            marker = self._marker(removal, keys[0])
+            incarnations = b"".join(incarnation_bytes(removal.entries[number].incarnation) for number in group)
+            commands.append(call(EXPIRE, [marker, *keys], common, incarnations))
+        found: list[tuple[Entry, bytes]] = []
+        for group, answer in zip(groups, checked(await run(self._link, commands)), strict=True):
+            frames = Frames(answer)
+            found += [(removal.entries[number], frames.frame()) for number in group]
+        return found
+
+    def _marker(self, removal: _Removal, head: bytes) -> bytes:
+        if self._link.in_order:
+            return self._keys.marker(*removal.marker[:2])
+        return self._keys.session_marker(head, removal.marker)
+
+
+class Trimmer:
+    """Deletes dropped events. A sweep over all sessions goes on where the last one stopped."""
+
+    def __init__(self, link: Link, keys: Keys) -> None:
+        self._link: Final = link
+        self._keys: Final = keys
+        self._index: Final = Index(keys)
+        self._place: tuple[int, bytes] = (0, b"")
+
+    async def trim(self, sessions: Sequence[tuple[str, int]], policy: TrimPolicy, limit: int) -> int:
+        deleted = 0
+        for start in range(0, len(sessions), _TRIMMED_AT_ONCE):
+            if deleted >= limit:
+                break
+            counts = await self._trim(sessions[start : start + _TRIMMED_AT_ONCE], policy, limit - deleted)
+            deleted += sum(max(count, 0) for count in counts)
+        return deleted
+
+    async def sweep(self, policy: TrimPolicy, limit: int) -> int:
+        """All sessions once round, or until ``limit`` is reached; index entries without a session are noted."""
+        deleted = 0
+        shard, after = self._place
+        for _ in range(SHARDS + 1):  # the shard that it began in the middle of comes again at the end
+            while entries := await self._index.shard_page(self._link, shard, after, _TRIMMED_AT_ONCE):
+                counts = await self._trim([(entry.id, entry.incarnation) for entry in entries], policy, limit - deleted)
+                deleted += sum(max(count, 0) for count in counts)
+                missing = [entry for entry, count in zip(entries, counts, strict=True) if count < 0]
+                await self._index.note_stale(self._link, missing, 0)
+                if deleted >= limit:
+                    self._place = (shard, after)
+                    return deleted
+                after = entries[-1].member
+            shard, after = (shard + 1) % SHARDS, b""
+        self._place = (0, b"")
+        return deleted
+
+    async def _trim(self, sessions: Sequence[tuple[str, int]], policy: TrimPolicy, limit: int) -> list[int]:
+        """How many events of each went; -1: there is no such session."""
+        heads = [self._keys.head(session_id) for session_id, _ in sessions]
+        common = _TRIM.pack(
+            -1 if policy.min_time_us is None else policy.min_time_us,
+            -1 if policy.max_bytes is None else policy.max_bytes,
+            limit,
+        )
+        groups = list(self._link.groups(heads))
+        commands = [
+            call(
+                TRIM,
+                [heads[number] for number in group],
+                common,
+                b"".join(incarnation_bytes(sessions[number][1]) for number in group),
+            )
+            for group in groups
+        ]
+        counts = [0] * len(sessions)
+        for group, answer in zip(groups, checked(await run(self._link, commands)), strict=True):
+            for number, (count,) in zip(group, _DOUBLE.iter_unpack(answer), strict=True):
+                counts[number] = int(count)
+        return counts

