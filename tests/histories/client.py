@@ -14,7 +14,7 @@ import anyio
 from holdfast.actors.engine import Engine
 from holdfast.actors.unit import Unit
 from holdfast.errors import ActorCrashed, Conflict, DeadlineExceeded, EventGap, HoldfastError, OutcomeUnknown
-from holdfast.model import LATEST, Event
+from holdfast.model import LATEST, Event, Latest
 from holdfast.supervisor.session import Session
 from holdfast.waiting import Ack
 from tests.histories.history import Recorder, seq_of
@@ -208,10 +208,10 @@ class Client:
         await self.call("clear", {}, lambda deadline_s: self.session.clear(deadline_s=deadline_s), shown=_same)
 
     async def trim(self) -> None:
-        """Far behind the end, mostly."""
+        """Behind the end by some dozens of events, mostly: others have cursors on both sides of it."""
         if len(self._ids) < 20:
             return
-        event_id = self._ids.pop(self._rng.randrange(0, 15))
+        event_id = self._ids.pop(self._rng.randrange(15 if self._rng.random() < 0.7 else len(self._ids)))
         await self.call(
             "trim",
             {"before": seq_of(event_id)},
@@ -251,7 +251,7 @@ class Client:
         rng = self._rng
         stream = rng.choice([None, None, *STREAMS])
         limit = rng.choice([None, None, 1, 7])
-        after = rng.choice(self._ids[-10:]) if self._ids and rng.random() < 0.97 else None
+        after = self._cursor() if rng.random() < 0.97 else None
         events = await self.call(
             "events",
             {"after": seq_of(after) if after else 0, "stream": stream, "limit": limit},
@@ -260,6 +260,11 @@ class Client:
         )
         self._ids.extend(event.id for event in (events or ())[-2:])
         del self._ids[:-100]
+
+    def _cursor(self) -> str | None:
+        """A recent one, mostly; an old one may be of an event that is gone."""
+        recent = self._ids[-10:] if self._rng.random() < 0.8 else self._ids
+        return self._rng.choice(recent) if recent else None
 
     async def last_events(self) -> None:
         stream, count = self._rng.choice([None, *STREAMS]), self._rng.randrange(1, 6)
@@ -273,7 +278,7 @@ class Client:
     async def tail(self) -> None:
         """Subscribe for a while."""
         rng = self._rng
-        after = rng.choice(self._ids[-10:]) if self._ids and rng.random() < 0.5 else None
+        after = self._cursor() if rng.random() < 0.7 else LATEST
         slow_s = rng.choice([0.0, 0.0, 0.01])
         async with self.subscription(after, rng.choice([None, *STREAMS])) as follow:
             with anyio.move_on_after(rng.random() * 0.5):
@@ -282,12 +287,13 @@ class Client:
                     await anyio.sleep(slow_s)
 
     async def follow(self, until: Callable[[], bool], catch_up_s: float) -> None:
-        """Subscribe to everything until the end, and see that all arrives then.
+        """Subscribe to everything from now until the end, and see that all arrives then.
 
         Raises: TimeoutError.
         """
-        async with self.subscription(None, None) as follow:
-            seq = 0
+        newest = await self.session.last_events(1)
+        seq = newest[0].seq if newest else 0
+        async with self.subscription(newest[0].id if newest else None, None) as follow:
             while not until():
                 with anyio.move_on_after(0.1):
                     seq = await follow()
@@ -296,13 +302,14 @@ class Client:
                     seq = await follow()
 
     @asynccontextmanager
-    async def subscription(self, after: str | None, stream: str | None) -> AsyncGenerator[Callable[[], Awaitable[int]]]:
+    async def subscription(
+        self, after: str | Latest | None, stream: str | None
+    ) -> AsyncGenerator[Callable[[], Awaitable[int]]]:
         """Gives a function that waits for the next event; its seq."""
-        number = self._recorder.called(
-            self.session.id, "tail", {"after": seq_of(after) if after else None, "stream": stream}
-        )
+        position = seq_of(after) if isinstance(after, str) else None if after is LATEST else 0
+        number = self._recorder.called(self.session.id, "tail", {"after": position, "stream": stream})
         try:
-            async with self.session.subscribe(after=after or LATEST, stream=stream) as events:
+            async with self.session.subscribe(after=after, stream=stream) as events:
                 self._recorder.began(number)
 
                 async def follow() -> int:
@@ -339,12 +346,12 @@ _OPERATIONS: dict[str, tuple[Callable[[Client], Awaitable[Any]], float]] = {
     "compare_and_set": (Client.compare_and_set, 6),
     "remove": (Client.remove, 4),
     "clear": (Client.clear, 0.5),
-    "trim": (Client.trim, 0.5),
+    "trim": (Client.trim, 1),
     "get": (Client.get, 6),
     "get_versioned": (Client.get_versioned, 4),
     "state": (Client.state, 8),
     "info": (Client.info, 4),
     "events": (Client.events, 8),
     "last_events": (Client.last_events, 6),
-    "tail": (Client.tail, 1),
+    "tail": (Client.tail, 3),
 }

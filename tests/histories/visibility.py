@@ -160,5 +160,6 @@ class _Checker:
             if dropped > gone or (dropped < gone and all(op.happened == "yes" for op in trims)):
                 self._faults.append(f"trims dropped {dropped} events; gone are {gone}")
         for op in self._operations:
-            if op.error == "EventGap" and self._floors.during(op)[-1] <= op.arguments.get("after", 0) + 1:
+            after = op.arguments.get("after", 0)
+            if op.error == "EventGap" and after is not None and self._floors.during(op)[-1] <= after + 1:
                 self._faults.append(f"{op}: nothing after the cursor was dropped")
