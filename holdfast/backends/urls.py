@@ -26,6 +26,8 @@ ENTRY_POINT_GROUP: Final = "holdfast.backends"
 
 _BUILT_IN: Final = {
     "memory": "holdfast.backends.memory:from_url",
+    "postgres": "holdfast.backends.postgres:from_url",
+    "postgresql": "holdfast.backends.postgres:from_url",
     "sqlite": "holdfast.backends.sqlite:from_url",
 }
 """As in pyproject.toml: a source tree works without being installed, and nothing is looked up for these."""
