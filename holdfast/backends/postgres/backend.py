@@ -131,7 +131,7 @@ class PostgresBackend:
         with translated():
             connection, pooled = await self._find_way()
             try:
-                facts, _ = await guarded(connection, self._look(connection), config.reply_timeout_s)
+                facts = await guarded(connection, self._look(connection), config.reply_timeout_s)
             finally:
                 connection.terminate()
         inner = _Open(config, self._names, facts, pooled=pooled)
@@ -142,9 +142,10 @@ class PostgresBackend:
             raise
         return inner
 
-    async def _look(self, connection: Connection) -> tuple[Facts, None]:
+    async def _look(self, connection: Connection) -> Facts:
         facts = await find_facts(connection)
-        return facts, await prepare(connection, self._names, migrate=self._config.migrate)
+        await prepare(connection, self._names, migrate=self._config.migrate)
+        return facts
 
     async def _find_way(self) -> tuple[Connection, bool]:
         """A first connection, and whether it goes through a pooler.
@@ -207,9 +208,7 @@ class PostgresBackend:
         return await self._run(partial(reads.read_event_page, names=self._names, query=query))
 
     async def list_sessions(self, where: SessionFilter, after: int, limit: int) -> SessionPage:
-        return await self._run(
-            partial(reads.list_sessions, names=self._names, where=where, after=after, limit=limit)
-        )
+        return await self._run(partial(reads.list_sessions, names=self._names, where=where, after=after, limit=limit))
 
     async def count_sessions(self, where: SessionFilter) -> int:
         return await self._run(partial(reads.count_sessions, names=self._names, where=where))

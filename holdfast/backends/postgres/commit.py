@@ -27,8 +27,6 @@ _SYNC: Final = {
 _ATTEMPTS: Final = 5
 """At creations of the same id by several instances in the same moment."""
 
-_STATUSES: Final = tuple(Status)
-
 
 class Committer:
     """`Backend.commit` on a connection."""
@@ -90,7 +88,7 @@ def _existing(writes: Sequence[SessionWrite]) -> tuple[list[Any], ...]:
 def _created(creations: Sequence[SessionWrite], max_events: int | None) -> tuple[list[Any], ...]:
     """The columns ``c_…``: rows as they will stand, since nobody can have changed them."""
     if not creations:
-        return ([],) * 17
+        return tuple(list[Any]() for name, _ in COMMIT_PARAMETERS if name.startswith("c_"))
     before = [write.create for write in creations if write.create is not None]
     after = [advance(head, write, max_events) for head, write in zip(before, creations, strict=True)]
     return (
@@ -150,8 +148,14 @@ def _content(writes: Sequence[SessionWrite]) -> tuple[list[Any], ...]:
 def _outcomes(order: Sequence[int], columns: Sequence[Sequence[int]]) -> list[Outcome]:
     """The rows' outcomes in the order of the batch."""
     outcomes: list[Outcome] = [Outcome(Status.MISSING)] * len(order)
-    for place, status, *numbers in zip(order, *columns, strict=True):
-        outcomes[place] = Outcome(Status.COMMITTED, *numbers) if status == 0 else Outcome(_STATUSES[status])
+    statuses, versions, seqs, base_firsts, firsts = columns
+    for place, status, version, seq, base_first, first in zip(
+        order, statuses, versions, seqs, base_firsts, firsts, strict=True
+    ):
+        if status == 0:
+            outcomes[place] = Outcome(Status.COMMITTED, version, seq, base_first, first)
+        else:
+            outcomes[place] = Outcome(Status(status))
     return outcomes
 
 
@@ -165,7 +169,7 @@ async def resolve(connection: Connection, names: Names, marker: Marker, now_us: 
 async def forget_markers(connection: Connection, names: Names, writer: str | None, before_us: int) -> None:
     """Keeps the young ones by which a flush was declared void: it may still be on its way here."""
     await connection.execute(
-        names.sql("DELETE FROM @markers WHERE (writer = $1 AND voided = 0) OR time_us < $2"),  # noqa: S608
+        names.sql("DELETE FROM @markers WHERE (writer = $1 AND voided = 0) OR time_us < $2"),
         writer,
         before_us,
     )

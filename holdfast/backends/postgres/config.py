@@ -75,5 +75,5 @@ class PostgresConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 def take_dsn(url: SplitResult, params: dict[str, str]) -> str:
     """The driver's part of a store URL; its parameters are taken out of ``params``."""
-    own = {name: params.pop(name) for name in _DRIVER_PARAMETERS if name in params}
+    own: dict[str, str] = {name: params.pop(name) for name in _DRIVER_PARAMETERS if name in params}
     return urlunsplit(("postgresql", url.netloc, url.path, urlencode(own), ""))

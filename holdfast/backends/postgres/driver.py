@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Final, Protocol, cast
 
@@ -26,8 +26,9 @@ class Connection(Protocol):
 
     async def fetchval(self, query: str, *args: object) -> Any: ...
 
-    def transaction(self, *, isolation: str | None = None, readonly: bool = False) -> AbstractAsyncContextManager[None]:
-        ...
+    def transaction(
+        self, *, isolation: str | None = None, readonly: bool = False
+    ) -> AbstractAsyncContextManager[None]: ...
 
     async def add_listener(self, channel: str, callback: Callable[..., None]) -> None: ...
 
@@ -50,14 +51,14 @@ async def connect(config: PostgresConfig, *, pooled: bool, cache_statements: boo
 
     Raises: errors of the driver.
     """
-    connection = await asyncpg.connect(  # pyright: ignore[reportUnknownMemberType]
+    connect_with = cast("Callable[..., Awaitable[Connection]]", asyncpg.connect)  # pyright: ignore[reportUnknownMemberType]
+    return await connect_with(
         config.dsn,
         timeout=config.connect_timeout_s,
         target_session_attrs=None if "target_session_attrs=" in config.dsn else "read-write",
         statement_cache_size=100 if cache_statements and not pooled else 0,
         server_settings={} if pooled else _settings(config),
     )
-    return cast("Connection", connection)
 
 
 def _settings(config: PostgresConfig) -> dict[str, str]:

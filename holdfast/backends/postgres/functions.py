@@ -39,14 +39,17 @@ COMMIT_PARAMETERS: Final = (
 )  # fmt: skip
 """In the order of the arguments. A column that no write of a batch uses may be an empty array: all NULL."""
 
-_SETTINGS: Final = """
+_SET_UP: Final = """
+CREATE FUNCTION @set_up () RETURNS void LANGUAGE plpgsql AS $set_up$
+BEGIN
     -- A plan made while the tables were small must not read all of them later.
     PERFORM set_config('enable_seqscan', 'off', true), set_config('plan_cache_mode', 'force_generic_plan', true);
-"""
+END
+$set_up$"""
 
-_COMMIT: Final = (
-    f"CREATE FUNCTION @commit ({', '.join(' '.join(parameter) for parameter in COMMIT_PARAMETERS)},"
-    """
+_COMMIT: Final = """
+CREATE FUNCTION @commit (
+    {parameters},
     OUT o_status int[], OUT o_version bigint[], OUT o_seq bigint[], OUT o_base_first bigint[], OUT o_first bigint[]
 ) LANGUAGE plpgsql AS $commit$
 DECLARE
@@ -59,17 +62,14 @@ DECLARE
     v_dropped boolean;
     v_deletes boolean;
 BEGIN
-    PERFORM set_config('synchronous_commit', p_sync, true);
-"""
-    + _SETTINGS
-    + """
+    PERFORM set_config('synchronous_commit', p_sync, true), @set_up();
     -- The marker is the fence: from here on `resolve` waits for this transaction; a flush that it has
     -- declared void comes too late.
     INSERT INTO @markers AS m (writer, lane, flush, voided, sync, time_us)
     VALUES (p_writer, p_lane, p_flush, 0, p_sync, p_now)
     ON CONFLICT (writer, lane) DO UPDATE
         SET flush = excluded.flush, sync = excluded.sync, time_us = excluded.time_us
-        WHERE GREATEST(m.flush, m.voided) < excluded.flush;
+        WHERE m.voided < excluded.flush;
     IF NOT FOUND THEN
         RETURN;
     END IF;
@@ -213,8 +213,7 @@ BEGIN
         base_first_seq = o_base_first, first_seq = o_first
     WHERE m.writer = p_writer AND m.lane = p_lane;
 END
-$commit$"""
-)
+$commit$""".replace("{parameters}", ", ".join(" ".join(parameter) for parameter in COMMIT_PARAMETERS))
 
 _RESOLVE: Final = """
 CREATE FUNCTION @resolve (
@@ -229,7 +228,7 @@ BEGIN
     INSERT INTO @markers AS m (writer, lane, flush, voided, sync, time_us)
     VALUES (p_writer, p_lane, 0, p_flush, 'local', p_now)
     ON CONFLICT (writer, lane) DO UPDATE
-        SET voided = CASE WHEN m.flush < p_flush THEN GREATEST(m.voided, p_flush) ELSE m.voided END
+        SET voided = CASE WHEN m.flush = p_flush THEN m.voided ELSE GREATEST(m.voided, p_flush) END
     RETURNING * INTO v_marker;
     -- This transaction is durable only when the ones before it are: so is, then, the commit that it tells of.
     PERFORM set_config('synchronous_commit', v_marker.sync, true);
@@ -264,8 +263,7 @@ BEGIN
 END
 $remove$"""
 
-_EXPIRE: Final = (
-    """
+_EXPIRE: Final = """
 CREATE FUNCTION @expire (
     p_now bigint, p_limit int, p_scanned int,
     OUT scanned int, OUT ids text[], OUT incarnations bigint[], OUT owners bytea[]
@@ -274,9 +272,7 @@ DECLARE
     v_seen bigint[];
     v_dues bigint[];
 BEGIN
-"""
-    + _SETTINGS
-    + """
+    PERFORM @set_up();
     -- What is locked is being written to, or another instance is at it.
     SELECT count(*), array_agg(f.incarnation), array_agg(f.expires),
         (array_agg(f.id) FILTER (WHERE f.expires <= p_now))[:p_limit],
@@ -297,10 +293,8 @@ BEGIN
     END IF;
 END
 $expire$"""
-)
 
-_RETAIN: Final = (
-    """
+_RETAIN: Final = """
 CREATE FUNCTION @retain (
     p_incarnations bigint[], p_after bigint, p_sessions int, p_min_time bigint, p_max_bytes bigint, OUT last bigint
 ) LANGUAGE plpgsql AS $retain$
@@ -309,9 +303,7 @@ DECLARE
     v_raised bigint[];
     v_kept bigint[];
 BEGIN
-"""
-    + _SETTINGS
-    + """
+    PERFORM @set_up();
     IF v_page IS NULL THEN
         v_page := ARRAY(
             SELECT s.incarnation FROM @sessions AS s WHERE s.incarnation > p_after
@@ -347,10 +339,8 @@ BEGIN
     END IF;
 END
 $retain$"""
-)
 
-_TRIM: Final = (
-    """
+_TRIM: Final = """
 CREATE FUNCTION @trim (p_incarnations bigint[], p_limit int, p_sessions int, OUT deleted int, OUT taken int)
 LANGUAGE plpgsql AS $trim$
 DECLARE
@@ -358,9 +348,7 @@ DECLARE
     v_alive bigint[];
     v_first bigint[];
 BEGIN
-"""
-    + _SETTINGS
-    + """
+    PERFORM @set_up();
     SELECT array_agg(f.incarnation), count(*) INTO v_targets, taken
     FROM (
         SELECT o.incarnation FROM @overdue AS o
@@ -395,7 +383,6 @@ BEGIN
     END IF;
 END
 $trim$"""
-)
 
-FUNCTIONS: Final = (_REMOVE, _COMMIT, _RESOLVE, _EXPIRE, _RETAIN, _TRIM)
+FUNCTIONS: Final = (_SET_UP, _REMOVE, _COMMIT, _RESOLVE, _EXPIRE, _RETAIN, _TRIM)
 """In an order in which they can be created."""

@@ -168,7 +168,11 @@ class Listener:
     async def _listen(self, connection: Connection) -> None:
         """Until the connection is lost."""
         lost = asyncio.Event()
-        connection.add_termination_listener(lambda _: lost.set())
+
+        def on_lost(_connection: object) -> None:
+            lost.set()
+
+        connection.add_termination_listener(on_lost)
         try:
             await guarded(connection, connection.add_listener(self._channel, self._receive), self._timeout_s)
             self._hint(None)

@@ -179,5 +179,3 @@ async def _part(connection: Connection) -> None:
         await connection.close(timeout=1.0)
     except DRIVER_ERRORS:
         connection.terminate()
-
-

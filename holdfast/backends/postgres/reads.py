@@ -69,13 +69,15 @@ _PAGE: Final = """
                 ORDER BY e.seq LIMIT $5
             ) AS e
         ) AS p
-        WHERE p.number = 1 OR p.size - octet_length(p.data) <= $6
+        WHERE p.number <= 2 OR p.size - octet_length(p.data) <= $6
     ) AS e ON true
     WHERE s.incarnation = $1 AND s.id = $2
     ORDER BY e.seq"""
 
 EVENTS: Final = _PAGE.replace("{where}", "AND $4::bytea IS NULL")
-EVENTS_OF_STREAM: Final = _PAGE.replace("{where}", f"AND e.seq < GREATEST($3 + 1, s.first_seq) + {_SCANNED_EVENTS} AND e.stream = $4")
+EVENTS_OF_STREAM: Final = _PAGE.replace(
+    "{where}", f"AND e.seq < GREATEST($3 + 1, s.first_seq) + {_SCANNED_EVENTS} AND e.stream = $4"
+)
 
 LAST_EVENTS: Final = """
     SELECT s.first_seq, s.last_seq, e.seq, e.stream, e.type, e.retry_ms, e.time_us, e.data
@@ -116,9 +118,7 @@ def _as_head(row: Sequence[Any]) -> Head:
     )
 
 
-async def load_sessions(
-    connection: Connection, names: Names, requests: Sequence[LoadRequest]
-) -> list[Snapshot | None]:
+async def load_sessions(connection: Connection, names: Names, requests: Sequence[LoadRequest]) -> list[Snapshot | None]:
     rows = await connection.fetch(
         names.sql(LOAD),
         [request.id for request in requests],

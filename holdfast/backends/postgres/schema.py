@@ -91,9 +91,9 @@ _ROOT: Final = (
 
 def _statements(names: Names, found: int, steps: Sequence[Sequence[str]], *, schema_exists: bool) -> list[str]:
     """What leads from version ``found`` to the current one; 0: there is nothing yet."""
-    root = [] if found else _ROOT[schema_exists:]
+    root = _ROOT[schema_exists:] if not found else ()
     templates = [*root, *(statement for step in steps[found:] for statement in step)]
-    templates.append(f"UPDATE @schema_version SET version = {len(steps)}")
+    templates.append(f"UPDATE @schema_version SET version = {len(steps)}")  # noqa: S608
     return [names.sql(template.replace("{schema}", names.schema)) for template in templates]
 
 
