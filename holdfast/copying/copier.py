@@ -33,7 +33,9 @@ class Copier:
     """Copies every live session of ``source`` to ``target``; both are open, and stay so.
 
     Meant for a source at rest. What changes at the source during the copy is copied on in a second pass; sessions that
-    are deleted there after they were copied stay at the target. Sessions that only the target has are left alone.
+    are deleted there after they were copied stay at the target. Sessions that only the target has are left alone, and
+    so is one that was used in both stores: that is told by its counts, times, versions and last event. Where the source
+    has overwritten or trimmed all that could tell, the source's replaces the target's.
     """
 
     def __init__(
@@ -99,8 +101,8 @@ class Copier:
                 found, events = await difference(self._source, self._target, head)
                 if found is not None:
                     self.report.add(head.id, "different", found)
-                elif self.report.verified is not None:
-                    self.report.verified += 1
+                else:
+                    self.report.verified = (self.report.verified or 0) + 1
                     self.report.verified_events += events
                 self._progress("verifying", 0, events)
             self._progress("verifying", 1, 0)

@@ -30,11 +30,12 @@ _ATTEMPTS: Final = 4
 _STATES_AT_ONCE: Final = 8
 """Sessions whose state is loaded at once."""
 _TRIM_ROWS: Final = 5_000
-_IN_USE: Final = "it is being written to at the target"
-_DELETED: Final = "it was deleted at the source during the copy; the target may have a part of it"
-
+"""Events deleted in one transaction."""
 
 _CONTINUED: Final = (Verdict.BEHIND, Verdict.CUT_OFF)
+
+_IN_USE: Final = "it is being written to at the target"
+_DELETED: Final = "it was deleted at the source during the copy; the target may have a part of it"
 
 
 class _CutOff(Exception):
@@ -133,7 +134,8 @@ class _Attempt:
         for head, copy in zip(heads, copies, strict=True):
             verdict, reason = compare(head, copy.head if copy is not None else None, now_us)
             if verdict is Verdict.SAME:
-                self._report.already_there += self._transfer.first_pass
+                if self._transfer.first_pass:
+                    self._report.already_there += 1
                 self._transfer.done(1, 0)
             elif verdict is Verdict.CONFLICT:
                 self._give_up(head.id, "conflict", reason)
@@ -156,6 +158,7 @@ class _Attempt:
                 copy = None if verdict is Verdict.ABSENT else await self._load_copy(source.head)
                 last = await self._prepare(source, copy)
             except _CutOff:
+                await self._look_ahead(source.head, source.head.first_seq - 1)
                 await self._remove_copy(source.head)
                 last = await self._prepare(source, None)
         except TooLarge as exc:
@@ -228,13 +231,18 @@ class _Attempt:
             return
         if not assembly.has_versions:
             raise _CutOff
-        if assembly.is_first and self._transfer.must_look_ahead:
-            log = Log(self._source, head, seq)
-            while (event := await log.next()) is not None:
-                self._transfer.bounds.check_event(event)
+        if assembly.is_first:
+            await self._look_ahead(head, seq)
         write = assembly.take()
         [outcome] = await self._lane.commit([write])
         self._settle(write, outcome)
+
+    async def _look_ahead(self, head: Head, seq: int) -> None:
+        """Before anything of the session is changed: raise `TooLarge` if an event after ``seq`` is."""
+        if self._transfer.must_look_ahead:
+            log = Log(self._source, head, seq)
+            while (event := await log.next()) is not None:
+                self._transfer.bounds.check_event(event)
 
     async def _remove_copy(self, head: Head) -> None:
         """Make place for a new copy of the same incarnation. Raises: `Moved`."""

@@ -68,7 +68,7 @@ async def target(make_target: Make) -> AsyncIterator[Backend]:
 
 
 class Checked(FaultyBackend):
-    """A target that is told only what the contract allows, and nothing twice."""
+    """A target that checks what it is told: whatever changes a session makes a version, and is fenced by the last one."""
 
     async def commit(self, batch: Batch) -> list[Outcome]:
         for write in batch.writes:

@@ -94,6 +94,23 @@ async def test_what_is_too_large_is_named_before_anything_of_its_session_is_writ
     assert (report.copied, report.verified) == (1, 1)
 
 
+async def test_an_earlier_copy_stays_where_a_new_one_would_be_too_large(
+    make_source: Make, source: Backend, target: Backend, clock: ManualClock
+) -> None:
+    """The log was trimmed past its copy, which would have to be made anew."""
+    async with store(make_source, clock) as filled:
+        session = await filled.create("s")
+        await session.append("a")
+        await Copier(source, target, clock=clock).run()
+        before = await content(target, clock)
+        events = await session.append_many([*range(100), "x" * 100])
+        await session.delete_events_before(events[10].id)
+    narrow = Narrow(target, max_unit_items=50, max_event_bytes=50)
+    report = await Copier(source, narrow, clock=clock).run()
+    assert [problem.kind for problem in report.problems.values()] == ["too large"]
+    assert await content(target, clock) == before
+
+
 async def test_a_session_that_the_target_rejects_harms_no_other(
     make_source: Make, source: Backend, target: Backend, clock: ManualClock
 ) -> None:
