@@ -28,6 +28,9 @@ _BUILT_IN: Final = {
     "memory": "holdfast.backends.memory:from_url",
     "postgres": "holdfast.backends.postgres:from_url",
     "postgresql": "holdfast.backends.postgres:from_url",
+    "redis": "holdfast.backends.redis:from_url",
+    "redis+unix": "holdfast.backends.redis:from_url",
+    "rediss": "holdfast.backends.redis:from_url",
     "sqlite": "holdfast.backends.sqlite:from_url",
 }
 """As in pyproject.toml: a source tree works without being installed, and nothing is looked up for these."""

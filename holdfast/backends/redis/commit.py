@@ -31,8 +31,8 @@ __all__ = ["Committer"]
 
 _log: Final = structlog.stdlib.get_logger("holdfast.redis")
 
-_MARKER: Final = Struct(">dd")
-"""flush and now_us; behind them the outcomes."""
+_MARKER: Final = Struct(">16sdd")
+"""The backend's instance, flush and now_us; behind them the outcomes."""
 
 _LANE_MARKER_MS: Final = 2 * 24 * 3_600 * 1_000
 """Markers of writers that nobody forgot: by the server's clock, so longer than the engine keeps them."""
@@ -89,7 +89,7 @@ class Committer:
             return outcomes
         key = self._keys.marker(*lane)
         (found,) = checked(await run(self._link, [Command(key, (b"GET", key))]))
-        if found is None or _MARKER.unpack_from(found)[0] != marker.flush:
+        if found is None or _MARKER.unpack_from(found)[1] != marker.flush:
             return None
         return decode_outcomes(found[_MARKER.size :])
 
@@ -102,7 +102,7 @@ class Committer:
         found = checked(await run(self._link, [Command(key, (b"GETRANGE", key, 0, _MARKER.size - 1)) for key in keys]))
         commands: list[Command] = []
         for lane, key, member, head in zip(lanes, keys, members, found, strict=True):
-            if lane[0] == writer or not head or _MARKER.unpack(head)[1] < before_us:
+            if lane[0] == writer or not head or _MARKER.unpack(head)[2] < before_us:
                 self._registered.discard(lane)
                 commands.append(Command(key, (b"UNLINK", key)))
                 commands.append(Command(self._keys.markers, (b"SREM", self._keys.markers, member)))
@@ -134,7 +134,7 @@ class Committer:
 
     async def _execute_in_order(self, prepared: _Prepared, before: list[Command]) -> bytes:
         batch = prepared.batch
-        common = encode_batch(batch, marker_ms=_LANE_MARKER_MS, margin_us=self._margin_us)
+        common = encode_batch(batch, self._instance, marker_ms=_LANE_MARKER_MS, margin_us=self._margin_us)
         keys = [self._keys.marker(*batch.marker[:2]), *prepared.heads]
         commit = call(COMMIT, keys, common, b"".join(prepared.writes))
         replies = await run(self._link, [*before, commit, self._hint(batch)])
@@ -149,7 +149,7 @@ class Committer:
                 checked(await run(self._link, before))
             except OutcomeUnknown as exc:  # of the entries; the commit itself was not sent
                 raise Unavailable(str(exc)) from exc
-        common = encode_batch(batch, marker_ms=_SESSION_MARKER_MS, margin_us=self._margin_us)
+        common = encode_batch(batch, self._instance, marker_ms=_SESSION_MARKER_MS, margin_us=self._margin_us)
         groups = list(self._link.groups(prepared.heads))
         replies = await run(self._link, [self._commit_group(prepared, group, common) for group in groups])
         outcomes = [b""] * len(prepared.heads)
@@ -158,7 +158,7 @@ class Committer:
                 outcomes[number] = answer[place * OUTCOME_BYTES : (place + 1) * OUTCOME_BYTES]
         answer = b"".join(outcomes)
         key = self._keys.marker(*batch.marker[:2])
-        value = _MARKER.pack(batch.marker.flush, batch.now_us) + answer
+        value = _MARKER.pack(self._instance, batch.marker.flush, batch.now_us) + answer
         leave_marker = Command(key, (b"SET", key, value, b"PX", _LANE_MARKER_MS))
         # The entries again: they may have been taken for stale just before the sessions were there.
         after = [leave_marker, *self._index.add(prepared.creates), self._hint(batch)]

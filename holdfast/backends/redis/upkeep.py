@@ -16,7 +16,7 @@ from holdfast.backends.redis.scripts import EXPIRE, TRIM, call, run
 
 __all__ = ["Janitor", "Trimmer"]
 
-_EXPIRE: Final = Struct(">ddd")
+_EXPIRE: Final = Struct(">16sddd")
 _TRIM: Final = Struct(">ddd")
 _DOUBLE: Final = Struct(">d")
 
@@ -44,6 +44,7 @@ class Janitor:
         self._link: Final = link
         self._keys: Final = keys
         self._index: Final = Index(keys)
+        self._instance: Final = instance
         self._lane: Final = f"janitor-{instance.hex()}"
         self._turns: Final = asyncio.Lock()
         self._flush = 0
@@ -89,7 +90,7 @@ class Janitor:
 
     async def _answers(self, removal: _Removal) -> list[tuple[Entry, bytes]]:
         heads = [self._keys.head(entry.id) for entry in removal.entries]
-        common = _EXPIRE.pack(removal.marker.flush, removal.now_us, _MARKER_MS)
+        common = _EXPIRE.pack(self._instance, removal.marker.flush, removal.now_us, _MARKER_MS)
         groups = list(self._link.groups(heads))
         commands = []
         for group in groups:

@@ -14,16 +14,17 @@ from holdfast.errors import Rejected
 
 __all__ = ["OUTCOME_BYTES", "decode_outcomes", "encode_batch", "encode_write"]
 
-_BATCH: Final = Struct(">ddddd")
+_BATCH: Final = Struct(">16sddddd")
 _WRITE: Final = Struct(">8sHddddIIIII")
 _OUTCOME: Final = Struct(">Bdddd")
 OUTCOME_BYTES: Final = _OUTCOME.size
 _FENCED, _CHANGES, _CLEARED, _CLOSE, _DELETE, _CREATE, _METADATA = (1 << bit for bit in range(7))
 
 
-def encode_batch(batch: Batch, *, marker_ms: float, margin_us: float | None) -> bytes:
+def encode_batch(batch: Batch, instance: bytes, *, marker_ms: float, margin_us: float | None) -> bytes:
     """What holds for all of a batch's writes."""
     return _BATCH.pack(
+        instance,
         batch.marker.flush,
         batch.now_us,
         marker_ms,

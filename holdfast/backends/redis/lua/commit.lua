@@ -3,7 +3,7 @@
 -- the same lane changes nothing and gives the first one's answer; an older flush is refused.
 --
 -- KEYS: the lane's marker, then the head of each write's session.
--- ARGV: 1 flush, now_us, marker's life in ms, reaping margin in us (-1: none), max_events (-1: none)
+-- ARGV: 1 the backend's instance (flushes of another one say nothing of ours), flush, now_us, marker's life in ms, reaping margin in us (-1: none), max_events (-1: none)
 --       2 the writes: each a header and, as its flags say: head, metadata, removes, sets, events
 -- Returns for each write: status, base_version, base_seq, base_first_seq, first_seq.
 --
@@ -19,7 +19,7 @@ local FENCED, CHANGES, CLEARED, CLOSE, DELETE, CREATE, METADATA = 1, 2, 4, 8, 16
 local SURPLUS = 1000 -- dropped events that are left for the trimmer, at most
 local CHUNK = 4000   -- arguments of one command, an even number
 
-local flush, now, marker_ms, margin, max_events = unpack('>ddddd', ARGV[1])
+local instance, flush, now, marker_ms, margin, max_events = unpack('>c16ddddd', ARGV[1])
 local writes, position = ARGV[2], 1
 
 local function refuse(status)
@@ -158,10 +158,10 @@ local function apply(head_key, found)
   return outcome
 end
 
-local known = call('GETRANGE', KEYS[1], 0, 7)
-if known ~= '' then
-  local stored = unpack('>d', known)
-  if stored == flush then return call('GETRANGE', KEYS[1], 16, -1) end
+local known = call('GETRANGE', KEYS[1], 0, 23)
+if known ~= '' and string.sub(known, 1, 16) == instance then
+  local stored = unpack('>d', known, 17)
+  if stored == flush then return call('GETRANGE', KEYS[1], 32, -1) end
   if stored > flush then return redis.error_reply('SUPERSEDED a later flush of this lane is stored') end
 end
 
@@ -171,5 +171,5 @@ for i = 2, #KEYS do rows[i] = call('GETRANGE', KEYS[i], 0, ROW_SIZE - 1) end
 for i = 2, #KEYS do outcomes[i - 1] = apply(KEYS[i], rows[i]) end
 
 local answer = table.concat(outcomes)
-call('SET', KEYS[1], pack('>dd', flush, now) .. answer, 'PX', string.format('%.0f', marker_ms))
+call('SET', KEYS[1], instance .. pack('>dd', flush, now) .. answer, 'PX', string.format('%.0f', marker_ms))
 return answer

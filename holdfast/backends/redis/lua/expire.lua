@@ -3,7 +3,7 @@
 -- changes nothing and gives the first one's answer.
 --
 -- KEYS: the lane's marker, then the head of each session.
--- ARGV: 1 flush, now_us, marker's life in ms
+-- ARGV: 1 the backend's instance (flushes of another one say nothing of ours), flush, now_us, marker's life in ms
 --       2 the incarnation of each
 -- Returns for each a frame: nothing (no such session), 'K' and when it expires (it lives; -1: never),
 -- or 'R' and its head (removed).
@@ -11,7 +11,7 @@
 local call, pack, unpack = redis.call, struct.pack, struct.unpack
 local ROW = '>c8Bdddddd'
 
-local flush, now, marker_ms = unpack('>ddd', ARGV[1])
+local instance, flush, now, marker_ms = unpack('>c16ddd', ARGV[1])
 
 local function expiry(active, ttl, deadline)
   if ttl < 0 then return deadline end
@@ -31,10 +31,10 @@ local function expire(head_key, incarnation)
   return 'R' .. head
 end
 
-local known = call('GETRANGE', KEYS[1], 0, 7)
-if known ~= '' then
-  local stored = unpack('>d', known)
-  if stored == flush then return call('GETRANGE', KEYS[1], 16, -1) end
+local known = call('GETRANGE', KEYS[1], 0, 23)
+if known ~= '' and string.sub(known, 1, 16) == instance then
+  local stored = unpack('>d', known, 17)
+  if stored == flush then return call('GETRANGE', KEYS[1], 32, -1) end
   if stored > flush then return redis.error_reply('SUPERSEDED a later flush of this lane is stored') end
 end
 
@@ -44,5 +44,5 @@ for i = 2, #KEYS do
   answers[i - 1] = pack('>I4', #answer) .. answer
 end
 local answer = table.concat(answers)
-call('SET', KEYS[1], pack('>dd', flush, now) .. answer, 'PX', string.format('%.0f', marker_ms))
+call('SET', KEYS[1], instance .. pack('>dd', flush, now) .. answer, 'PX', string.format('%.0f', marker_ms))
 return answer
