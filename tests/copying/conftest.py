@@ -68,7 +68,7 @@ async def target(make_target: Make) -> AsyncIterator[Backend]:
 
 
 class Checked(FaultyBackend):
-    """A target that checks what it is told: whatever changes a session makes a version, and is fenced by the last one."""
+    """A target that checks what it is told: each change makes a version, and is fenced by the one before."""
 
     async def commit(self, batch: Batch) -> list[Outcome]:
         for write in batch.writes:
