@@ -10,6 +10,7 @@ from holdfast.backends.base import Backend
 from holdfast.backends.postgres import PostgresBackend, PostgresConfig
 from holdfast.config import WriterConfig
 from holdfast.copying import Copier
+from holdfast.errors import ConfigError
 from holdfast.testing import FaultKind, FaultyBackend, InjectedCrash, ManualClock
 from tests.copying.conftest import SMALL, Make, content, fill, fill_many, maker, opened
 from tests.servers.postgres import new_schema, shared_url
@@ -42,3 +43,9 @@ async def stop_and_go_on(source: Backend, target: Backend, clock: ManualClock, c
         await Copier(source, faulty, config, clock=clock).run()
     report = await Copier(source, target, config, clock=clock).run()
     assert (report.problems, report.verified) == ({}, 30)
+
+
+async def test_one_schema_by_two_connections_is_the_same_store(make_server: Make, clock: ManualClock) -> None:
+    async with opened(make_server, make_server) as [one, other]:
+        with pytest.raises(ConfigError, match="the same store"):
+            await Copier(one, other, clock=clock).run()
