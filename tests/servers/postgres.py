@@ -19,17 +19,25 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
+from urllib.parse import urlsplit, urlunsplit
 
 from tests.servers.processes import NOBODY, Process, accepts, cannot_start, free_port, unprivileged
 
 __all__ = [
+    "FAST",
     "PASSWORD",
+    "SAFE",
     "PgBouncer",
     "PostgresServer",
     "debian_binaries",
     "embedded_binaries",
     "new_schema",
+    "own_server",
+    "port_of",
+    "server_folder",
     "shared_url",
+    "url_of",
+    "with_port",
 ]
 
 PASSWORD = "not-so-secret"
@@ -237,6 +245,17 @@ def shared_url(version: int | None = None, *, pooled: bool = False, **params: st
         return f"{given}{'&' if '?' in given else '?'}{query}".rstrip("?&")
     server = _shared_bouncer() if pooled else _shared_server(version)
     return server.url(**params)
+
+
+def port_of(url: str) -> int:
+    return urlsplit(url).port or 5432
+
+
+def with_port(url: str, port: int) -> str:
+    """The same database through a proxy on this host."""
+    parts = urlsplit(url)
+    user_info, _, _ = parts.netloc.rpartition("@")
+    return urlunsplit(parts._replace(netloc=f"{user_info}@127.0.0.1:{port}"))
 
 
 def new_schema() -> str:

@@ -158,13 +158,6 @@ BEGIN
             AS u (incarnation, status, active, units, events, first, flags, metadata)
         WHERE s.incarnation = u.incarnation AND u.status = 0;
     END IF;
-    IF v_dropped THEN
-        INSERT INTO @overdue (incarnation)
-        SELECT u.incarnation
-        FROM unnest(w_incarnation, o_status, o_base_first, o_first) AS u (incarnation, status, base_first, first)
-        WHERE u.status = 0 AND u.first > u.base_first
-        ON CONFLICT DO NOTHING;
-    END IF;
     IF v_creations > 0 THEN
         INSERT INTO @sessions (incarnation, id, owner, created_us, active_us, ttl_us, deadline_us, due_us, closed,
             metadata, first_seq, last_seq, version)
@@ -176,11 +169,13 @@ BEGIN
                 place)
         WHERE c.kept AND o_status[v_writes + c.place] = 0
         ORDER BY c.id;
+    END IF;
+    IF v_dropped OR v_creations > 0 THEN
         INSERT INTO @overdue (incarnation)
-        SELECT c.incarnation
-        FROM unnest(c_incarnation, c_base_first, c_first, c_kept) WITH ORDINALITY
-            AS c (incarnation, base_first, first, kept, place)
-        WHERE c.kept AND c.first > c.base_first AND o_status[v_writes + c.place] = 0;
+        SELECT u.incarnation
+        FROM unnest(v_incarnations, o_status, o_base_first, o_first) AS u (incarnation, status, base_first, first)
+        WHERE u.status = 0 AND u.first > u.base_first
+        ON CONFLICT DO NOTHING;
     END IF;
 
     IF cardinality(x_of) > 0 THEN

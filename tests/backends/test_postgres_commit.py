@@ -1,0 +1,310 @@
+"""Commits on PostgreSQL: several instances at once, unknown outcomes, late commits, reference semantics."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import anyio
+import pytest
+
+from holdfast.backends.base import EventQuery, LoadRequest, Marker, SessionWrite, Status
+from holdfast.backends.memory import MemoryBackend
+from holdfast.backends.postgres import PostgresBackend
+from holdfast.errors import OutcomeUnknown, Overloaded, Rejected, Unavailable
+from holdfast.model import Durability
+from holdfast.testing import ManualClock
+from holdfast.testing.contract.direct import Direct, blind, creation, fenced, new_event, new_head, texts
+from tests.backends.postgres_support import MakeBackend, batch_of, opened, sql
+from tests.servers.postgres import new_schema, port_of, shared_url, with_port
+from tests.servers.proxy import TcpProxy
+
+SECOND = 1_000_000
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def schema() -> str:
+    return new_schema()
+
+
+@pytest.fixture
+async def make_backend(schema: str) -> AsyncIterator[MakeBackend]:
+    async with opened(shared_url(), schema) as make:
+        yield make
+
+
+@pytest.fixture
+async def backend(make_backend: MakeBackend) -> PostgresBackend:
+    return await make_backend()
+
+
+@pytest.fixture
+def direct(backend: PostgresBackend, clock: ManualClock) -> Direct:
+    return Direct(backend, clock)
+
+
+@pytest.fixture
+def proxy() -> Iterator[TcpProxy]:
+    with TcpProxy("127.0.0.1", port_of(shared_url())) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+async def behind(proxy: TcpProxy, make_backend: MakeBackend) -> PostgresBackend:
+    """A backend behind the proxy."""
+    return await make_backend(dsn=with_port(shared_url(), proxy.port), pgbouncer=False, statement_timeout_s=2.0)
+
+
+# --- several instances at once -------------------------------------------------
+
+
+async def test_reversed_orders_do_not_deadlock(
+    direct: Direct, make_backend: MakeBackend, clock: ManualClock, schema: str
+) -> None:
+    """P6: batches name the same sessions in opposite orders, creations of expired ids among them."""
+    heads = [await direct.create(f"s{number:02}") for number in range(20)]
+    lanes = [direct, Direct(await make_backend(), clock, "second")]
+
+    async def write(lane: Direct, *, backwards: bool) -> None:
+        for turn in range(30):
+            writes = [blind(head, events=[new_event("x")]) for head in heads]
+            writes += [creation(new_head(f"n{turn}-{number}", clock.now_us())) for number in range(5)]
+            outcomes = await lane.commit(*(reversed(writes) if backwards else writes))
+            assert {outcome.status for outcome in outcomes} <= {Status.COMMITTED, Status.EXISTS}
+
+    async with anyio.create_task_group() as tasks:
+        for backwards, lane in enumerate(lanes):
+            tasks.start_soon(lambda lane=lane, backwards=bool(backwards): write(lane, backwards=backwards))
+    for head in heads:
+        assert [event.seq for event in await direct.events(head)] == list(range(1, 61))
+    for turn in range(30):
+        assert await direct.exists(f"n{turn}-0")
+
+
+async def test_racing_creations_of_an_expired_id(direct: Direct, make_backend: MakeBackend, clock: ManualClock) -> None:
+    """C2, C25: one of them wins, the others find the id taken; nobody sees a driver's error."""
+    lanes = [direct, *[Direct(await make_backend(), clock, f"lane{number}") for number in range(3)]]
+    for turn in range(10):
+        await direct.create(f"s{turn}", ttl_us=SECOND)
+        await clock.advance(2)
+        found = list[Status]()
+
+        async def create(lane: Direct, turn: int = turn, found: list[Status] = found) -> None:
+            found.append((await lane.one(creation(new_head(f"s{turn}", clock.now_us())))).status)
+
+        async with anyio.create_task_group() as tasks:
+            for lane in lanes:
+                tasks.start_soon(create, lane)
+        assert sorted(found) == [Status.COMMITTED, Status.EXISTS, Status.EXISTS, Status.EXISTS]
+
+
+async def test_removes_see_what_was_committed_while_they_waited(
+    direct: Direct, make_backend: MakeBackend, clock: ManualClock, schema: str
+) -> None:
+    """P6: a clear that waits for the row's lock also clears keys that the lock's holder set."""
+    head = await direct.create("s")
+    second = Direct(await make_backend(), clock, "second")
+    for turn in range(20):
+        async with anyio.create_task_group() as tasks:
+            for number in range(4):
+                tasks.start_soon(direct.one, blind(head, sets={f"k{turn}.{number}": (b"1", 1)}))
+                tasks.start_soon(second.one, blind(head, cleared=True))
+        versions = await direct.versions("s")
+        cleared_at = (await direct.head("s")).version
+        assert all(version > cleared_at - 8 for version in versions.values())
+        await second.one(blind(head, cleared=True))
+        assert await direct.state("s") == {}
+
+
+async def test_lock_is_awaited_and_given_up(make_backend: MakeBackend, clock: ManualClock, schema: str) -> None:
+    """P11: a lock that somebody else holds for too long is a passing error, and nothing was done."""
+    backend = await make_backend(statement_timeout_s=0.3)
+    direct = Direct(backend, clock)
+    head = await direct.create("s")
+    query = f'DO $$ BEGIN UPDATE "{schema}".sessions SET owner = NULL; PERFORM pg_sleep(1.5); END $$'
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(lambda: sql(shared_url(), query, fetch=False))
+        await anyio.sleep(0.4)
+        with pytest.raises(Unavailable, match="57014"):
+            await direct.one(blind(head, events=[new_event()]))
+    assert await backend.resolve(direct.last_marker) is None
+    assert await direct.events(head) == []
+
+
+# --- unknown outcomes ----------------------------------------------------------
+
+
+def is_result(data: bytes) -> bool:
+    """A reply with the one row that was asked for, and word that the transaction is over."""
+    return data.endswith(b"s\x00\x00\x00\x04Z\x00\x00\x00\x05I")
+
+
+@pytest.mark.parametrize("committed", [True, False])
+async def test_cut_connection_leaves_the_outcome_to_be_found(
+    behind: PostgresBackend, direct: Direct, proxy: TcpProxy, committed: bool
+) -> None:
+    """C43: cut behind the COMMIT, or before the statement arrived: the marker tells which."""
+    head = await direct.create("s")
+    lane = Marker("w", 0, 0)
+    await behind.commit(batch_of(blind(head, events=[new_event("first")]), marker=lane._replace(flush=1)))
+    if committed:
+        proxy.cut_at_reply(is_result)
+    else:
+        proxy.cut_at_request(lambda data: b"second" in data)
+    with pytest.raises(OutcomeUnknown):
+        await behind.commit(batch_of(blind(head, events=[new_event("second")]), marker=lane._replace(flush=2)))
+    assert proxy.cuts == 1
+    outcomes = await behind.resolve(lane._replace(flush=2))
+    if committed:
+        assert outcomes is not None
+        assert [(outcome.status, outcome.base_seq) for outcome in outcomes] == [(Status.COMMITTED, 1)]
+    else:
+        assert outcomes is None
+    assert texts(await direct.events(head)) == ["first", "second"][: 1 + committed]
+
+
+async def test_commit_that_arrives_after_resolve_is_void(
+    backend: PostgresBackend, behind: PostgresBackend, direct: Direct, proxy: TcpProxy
+) -> None:
+    """P5: a statement that was held up on its way does nothing when it gets through at last."""
+    head = await direct.create("s")
+    marker = Marker("w", 0, 1)
+    await behind.commit(batch_of(blind(head, units=0), marker=marker))
+    marker = marker._replace(flush=2)
+    proxy.black_hole()
+    async with anyio.create_task_group() as tasks:
+
+        async def commit() -> None:
+            with pytest.raises(OutcomeUnknown):
+                await behind.commit(batch_of(blind(head, events=[new_event("late")]), marker=marker))
+
+        tasks.start_soon(commit)
+        await anyio.sleep(0.1)
+        assert await backend.resolve(marker) is None
+        await backend.forget_markers("w", 0)
+    proxy.heal()
+    await anyio.sleep(0.2)
+    assert await direct.events(head) == []
+    with pytest.raises(Unavailable, match="void"):
+        await backend.commit(batch_of(blind(head, events=[new_event("late")]), marker=marker))
+    assert await direct.events(head) == []
+    await backend.commit(batch_of(blind(head, events=[new_event("next")]), marker=marker._replace(flush=3)))
+    assert texts(await direct.events(head)) == ["next"]
+
+
+async def test_resolve_waits_for_a_commit_under_way(
+    backend: PostgresBackend, direct: Direct, make_backend: MakeBackend, schema: str
+) -> None:
+    """P5: None would be a lie while the commit waits for a lock in the database."""
+    head = await direct.create("s")
+    marker = Marker("w", 0, 1)
+    found = list[Any]()
+    query = f'DO $$ BEGIN UPDATE "{schema}".sessions SET owner = NULL; PERFORM pg_sleep(0.8); END $$'
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(lambda: sql(shared_url(), query, fetch=False))
+        await anyio.sleep(0.3)
+        with anyio.move_on_after(0.1) as scope:
+            await backend.commit(batch_of(blind(head, events=[new_event("kept")]), marker=marker))
+        assert scope.cancelled_caught
+        found.append(await backend.resolve(marker))
+    assert [[outcome.status for outcome in outcomes] for outcomes in found] == [[Status.COMMITTED]]
+    assert texts(await direct.events(head)) == ["kept"]
+
+
+# --- values, errors, the pool ----------------------------------------------------
+
+
+async def test_value_that_cannot_be_stored_is_rejected(direct: Direct) -> None:
+    """P11: for good, so the engine looks for the culprit."""
+    head = await direct.create("s")
+    for poison in (
+        blind(head, active_us=1 << 63),
+        blind(head, sets={"\ud800": (b"1", 1)}),
+        blind(head, sets={random.Random(1).randbytes(4_000).hex(): (b"1", 1)}),
+        creation(new_head("bad\x00id", 0)),
+        creation(new_head("twice", 0, incarnation=head.incarnation)),
+    ):
+        with pytest.raises(Rejected):
+            await direct.one(poison)
+    assert await direct.head("s") == head
+
+
+async def test_exhausted_pool_says_so(make_backend: MakeBackend, clock: ManualClock) -> None:
+    backend = await make_backend(pool_max=1, pool_timeout_s=0.1)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(backend._run, lambda connection: connection.execute("SELECT pg_sleep(0.6)"))
+        await anyio.sleep(0.1)
+        with pytest.raises(Overloaded, match="pool_max") as caught:
+            await backend.load([LoadRequest("s")])
+        assert caught.value.limit == 1
+    assert await backend.load([LoadRequest("s")]) == [None]
+
+
+async def test_durability_is_the_servers_synchronous_commit(
+    backend: PostgresBackend, clock: ManualClock, schema: str
+) -> None:
+    """P1: each level as the transaction had it; a marker remembers it for `resolve`."""
+    for flush, (level, sync) in enumerate(
+        [(Durability.MEMORY, "off"), (Durability.PROCESS, "off"), (Durability.DISK, "local")], 1
+    ):
+        marker = Marker("w", 0, flush)
+        await backend.commit(batch_of(creation(new_head(f"s{flush}", 0)), marker=marker, durability=level))
+        assert [row[0] for row in await sql(shared_url(), f'SELECT sync FROM "{schema}".markers')] == [sync]
+
+
+# --- the same as the reference ----------------------------------------------------
+
+
+async def test_random_batches_have_the_references_outcomes(
+    backend: PostgresBackend, make_backend: MakeBackend, clock: ManualClock
+) -> None:
+    """Every rule of `holdfast.backends.rules`, written anew in SQL: compared with the memory backend."""
+    rng = random.Random(7)
+    memory = MemoryBackend()
+    lanes = [Direct(memory, clock, "w"), Direct(backend, clock, "w")]
+    known: dict[str, Any] = {}
+    for turn in range(120):
+        writes = [_random_write(rng, clock, known, f"s{number}") for number in rng.sample(range(12), 6)]
+        max_events = rng.choice([None, 3])
+        expected, found = [await lane.commit(*writes, max_events=max_events) for lane in lanes]
+        assert found == expected, (turn, writes)
+        assert await backend.resolve(lanes[1].last_marker) == expected
+        ids = [f"s{number}" for number in range(12)]
+        rows = [await lane.load([LoadRequest(name) for name in ids]) for lane in (memory, backend)]
+        assert rows[0] == rows[1], turn
+        known = {row.head.id: row.head for row in rows[0] if row is not None}
+        for head in known.values():
+            query = EventQuery(head.id, head.incarnation)
+            assert await backend.read_events(query) == await memory.read_events(query)
+        if turn % 10 == 9:
+            await clock.advance(1)
+
+
+def _random_write(rng: random.Random, clock: ManualClock, known: dict[str, Any], name: str) -> SessionWrite:
+    head = known.get(name)
+    content: dict[str, Any] = {
+        "sets": {f"k{rng.randrange(4)}": (b"%d" % rng.randrange(99), 1) for _ in range(rng.randrange(3))},
+        "events": [new_event(str(rng.random()), time_us=clock.now_us()) for _ in range(rng.randrange(4))],
+        "accepted_us": clock.now_us(),
+        "active_us": clock.now_us(),
+        "units": rng.randrange(1, 3),
+    }
+    for option, value in (
+        ("cleared", True),
+        ("removes", {"k0", "k1"}),
+        ("metadata", b'{"m":%d}' % rng.randrange(9)),
+        ("floor_seq", rng.randrange(1, 12)),
+        ("close", True),
+        ("delete", True),
+    ):
+        if rng.random() < 0.15:
+            content[option] = value
+    if head is None or rng.random() < 0.15:
+        new = new_head(name, clock.now_us(), ttl_us=rng.choice([None, SECOND]), owner=rng.choice([None, "o\x00"]))
+        return creation(new, **content)
+    make = rng.choice([blind, blind, fenced])
+    wrong = rng.choice([{}, {}, {"version": head.version - 1}, {"incarnation": head.incarnation + 1_000_000}])
+    return make(head, **(content | wrong))
