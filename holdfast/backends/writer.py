@@ -24,13 +24,16 @@ from holdfast.clock import Clock
 from holdfast.config import WriterConfig
 from holdfast.errors import HoldfastError, OutcomeUnknown, Rejected, StoreClosed, Unavailable
 from holdfast.model import Durability
-from holdfast.waiting import Ack
+from holdfast.waiting import Ack, Signal
 
 __all__ = ["LaneStatistics", "WriteSource", "Writer"]
 
 _log = structlog.stdlib.get_logger("holdfast.writer")
 
 _T = TypeVar("_T")
+
+_LARGE_FLUSH = 64
+"""Sources in a flush that is worth handing over before the last one is settled."""
 
 
 class WriteSource(Protocol):
@@ -106,38 +109,65 @@ class Lane:
         self._number = number
         self._flush_number = 0
         self._ready: deque[WriteSource] = deque()
-        self._idle_ack: Ack | None = None
+        self._work = Signal(writer.new_ack)
         self._flushing = False
+        self._committed: tuple[_Part, list[Outcome]] | None = None
+        """The last flush, if it is not settled yet."""
+        self._next_begun = Signal(writer.new_ack)
         self._flushes = self._writes = self._events = self._largest = 0
         self._retries = self._bisections = self._resolved = self._failed = 0
         self._busy_s = 0.0
 
     def schedule(self, source: WriteSource) -> None:
+        if not self._ready:
+            self._work.set()
         self._ready.append(source)
-        if self._idle_ack is not None and not self._idle_ack.done():
-            self._idle_ack.set_result(None)
 
     @property
     def idle(self) -> bool:
-        return not self._ready and not self._flushing
+        return not (self._ready or self._flushing or self._committed)
 
     async def run(self) -> None:
         """Flush until cancelled. A cancellation fails what is being flushed with `OutcomeUnknown`."""
-        writer = self._writer
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._settle_behind)
+                while True:
+                    await self._turn()
+        finally:
+            self._settle()
+
+    async def _turn(self) -> None:
+        """One flush, or a wait for something to flush."""
+        if not self._settles_behind:
+            self._settle()
+        if not self._ready:
+            await self._work.wait()
+            return
+        if self._writer.config.linger_s:
+            await self._writer.clock.sleep(self._writer.config.linger_s)
+        part = self._gather()
+        if not part.sources:
+            return
+        self._flushing = True
+        self._next_begun.set()
+        try:
+            await self._flush(part)
+        finally:
+            self._flushing = False
+
+    @property
+    def _settles_behind(self) -> bool:
+        """Whether the next flush is large enough without the sources of the last, which may have more to write."""
+        if self._committed is None or self._writer.config.linger_s:
+            return False
+        return len(self._ready) >= max(_LARGE_FLUSH, len(self._committed[0].sources) // 2)
+
+    async def _settle_behind(self) -> None:
+        """Settle a flush when the next one has been handed over, so that the store need not wait for that."""
         while True:
-            while not self._ready:
-                self._idle_ack = writer.new_ack()
-                await self._idle_ack
-                self._idle_ack = None
-            if writer.config.linger_s:
-                await writer.clock.sleep(writer.config.linger_s)
-            part = self._gather()
-            if part.sources:
-                self._flushing = True
-                try:
-                    await self._flush(part)
-                finally:
-                    self._flushing = False
+            await self._next_begun.wait()
+            self._settle()
 
     def _gather(self) -> _Part:
         """One write each from as many sources as a batch may hold, in round-robin order."""
@@ -196,14 +226,21 @@ class Lane:
                     self._fail(other, StoreClosed("the store was closed before this was stored"))
                 raise
             else:
-                self._settle(part, outcomes)
+                self._settle()
+                self._committed = part, outcomes
+                if parts:
+                    self._settle()
 
     def _fail(self, part: _Part, error: Exception) -> None:
         self._failed += len(part.sources)
         for source in part.sources:
             _tell(source, source.fail, error)
 
-    def _settle(self, part: _Part, outcomes: list[Outcome]) -> None:
+    def _settle(self) -> None:
+        """Give the sources of the last flush their outcomes, if they do not have them."""
+        if self._committed is None:
+            return
+        (part, outcomes), self._committed = self._committed, None
         self._flushes += 1
         self._writes += len(outcomes)
         self._largest = max(self._largest, len(outcomes))
