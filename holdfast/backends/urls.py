@@ -25,6 +25,7 @@ BackendFactory = Callable[[SplitResult, dict[str, str]], Backend]
 ENTRY_POINT_GROUP: Final = "holdfast.backends"
 
 _BUILT_IN: Final = {
+    "dynamodb": "holdfast.backends.dynamodb:from_url",
     "memory": "holdfast.backends.memory:from_url",
     "postgres": "holdfast.backends.postgres:from_url",
     "postgresql": "holdfast.backends.postgres:from_url",

@@ -132,8 +132,10 @@ class DynamoDBBackend:
 
     async def expire(self, now_us: int, limit: int) -> list[Expired]:
         """Shielded once begun, so that the ids of what was removed reach the caller."""
+        gone = list[Expired]()
         with anyio.CancelScope(shield=True):
-            return await self._run(self._upkeep.expire, now_us, limit)
+            gone += await self._run(self._upkeep.expire, now_us, limit)
+        return gone
 
     async def trim(self, ids: Sequence[tuple[str, int]] | None, policy: TrimPolicy, limit: int) -> int:
         if ids is None:
@@ -146,6 +148,7 @@ class DynamoDBBackend:
 
     async def describe(self) -> dict[str, object]:
         found = await self._run(describe_table, self._table)
+        billing: dict[str, str] = found.get("BillingModeSummary") or {}
         return {
             "backend": "dynamodb",
             "table": self._table.name,
@@ -153,7 +156,7 @@ class DynamoDBBackend:
             "endpoint": self._table.endpoint,
             "durability": self.capabilities.durability.value,
             "status": found.get("TableStatus"),
-            "billing": (found.get("BillingModeSummary") or {}).get("BillingMode", "PROVISIONED"),
+            "billing": billing.get("BillingMode", "PROVISIONED"),
             "items_some_hours_ago": found.get("ItemCount"),
             "bytes_some_hours_ago": found.get("TableSizeBytes"),
         }

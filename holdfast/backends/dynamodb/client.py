@@ -8,6 +8,7 @@ comes back after a broken request tells what became of it.
 from __future__ import annotations
 
 import asyncio
+import functools
 import random
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
@@ -15,12 +16,13 @@ from hashlib import blake2b
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from aiobotocore.config import AioConfig
-from aiobotocore.session import AioSession
-from botocore.exceptions import BotoCoreError, ClientError, ProfileNotFound
+from aiobotocore.config import AioConfig  # type: ignore[import-untyped]
+from aiobotocore.session import AioSession  # type: ignore[import-untyped]
+from botocore.exceptions import BotoCoreError, ProfileNotFound  # type: ignore[import-untyped]
+from botocore.loaders import Loader, create_loader  # type: ignore[import-untyped]
 
 from holdfast.backends.dynamodb.config import DynamoDBConfig
-from holdfast.backends.dynamodb.errors import SDK_ERRORS, Kind, condition_failed, judge_failure, translate
+from holdfast.backends.dynamodb.errors import SDK_ERRORS, Kind, condition_failed, error_code, judge_failure, translate
 from holdfast.backends.dynamodb.items import HEAD_KEY, Item, Stored, decode_head, key_of
 from holdfast.errors import ConfigError, StoreClosed, Unavailable
 
@@ -51,7 +53,8 @@ class Table:
         self._slots = asyncio.Semaphore(config.max_concurrency)  # of this event loop
         exits = AsyncExitStack()
         try:
-            session = AioSession(profile=config.profile)
+            session: Any = AioSession(profile=config.profile)
+            session.register_component("data_loader", _loader())
             self._client = await exits.enter_async_context(
                 session.create_client(
                     "dynamodb",
@@ -83,7 +86,7 @@ class Table:
     @property
     def endpoint(self) -> str:
         """Host and port that requests go to."""
-        return urlsplit(self._connected.meta.endpoint_url).netloc
+        return urlsplit(str(self._connected.meta.endpoint_url)).netloc
 
     @property
     def region(self) -> str:
@@ -122,14 +125,12 @@ class Table:
         try:
             await self._connected.create_table(**definition)
         except SDK_ERRORS as exc:
-            if not isinstance(exc, ClientError) or exc.response.get("Error", {}).get("Code") != "ResourceInUseException":
+            if error_code(exc) != "ResourceInUseException":
                 raise translate(exc) from exc
 
     async def get_head(self, session_id: str) -> Stored | None:
         """The head item as it is now: a strongly consistent read."""
-        answer = await self.call(
-            "get_item", TableName=self.name, Key=key_of(session_id, HEAD_KEY), ConsistentRead=True
-        )
+        answer = await self.call("get_item", TableName=self.name, Key=key_of(session_id, HEAD_KEY), ConsistentRead=True)
         return decode_head(answer["Item"]) if answer.get("Item") else None
 
     async def get_heads(self, ids: Sequence[str]) -> dict[str, Stored]:
@@ -163,9 +164,7 @@ class Table:
         """Write the head if it is still as found. Raises: as `call`."""
         await self.call("put_item", writes=True, **self._head_put(head, found))
 
-    async def transact(
-        self, head: Stored, found: Stored | None, puts: Sequence[Item], deletes: Sequence[Item]
-    ) -> None:
+    async def transact(self, head: Stored, found: Stored | None, puts: Sequence[Item], deletes: Sequence[Item]) -> None:
         """`put_head` and the other items, all or nothing."""
         head_put = self._head_put(head, found)
         items = [{"Put": head_put}]
@@ -213,6 +212,12 @@ class Table:
         values = {":p": {"S": session_id}, ":a": {"S": low}, ":b": {"S": high}}
         async for page in self.query("pk = :p AND sk BETWEEN :a AND :b", values, ConsistentRead=True, **params):
             yield page
+
+
+@functools.cache
+def _loader() -> Loader:
+    """The SDK's service descriptions, which take a tenth of a second to read: once per process."""
+    return create_loader()
 
 
 class _Backoff:

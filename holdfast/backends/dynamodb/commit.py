@@ -64,6 +64,24 @@ class Committer:
                 del self._attempts[lane]
 
 
+class _Rejected:
+    """A batch that is being bisected, and what of it is done: that comes again, and must not be done again."""
+
+    def __init__(self) -> None:
+        self._writes: Final[dict[int, tuple[SessionWrite, Outcome | None]]] = {}
+
+    def note(self, batch: Batch, outcomes: Sequence[Outcome | None]) -> None:
+        for write, outcome in zip(batch.writes, outcomes, strict=True):
+            self._writes[id(write)] = (write, outcome)
+
+    def holds(self, batch: Batch) -> bool:
+        """Whether ``batch`` is a part of it."""
+        return any(id(write) in self._writes for write in batch.writes)
+
+    def outcome_of(self, write: SessionWrite) -> Outcome | None:
+        return self._writes.get(id(write), (write, None))[1]
+
+
 class Attempt:
     """One batch on its way. It can be run again, until all is known."""
 
@@ -76,15 +94,8 @@ class Attempt:
         self._flush: Final = Flush(lane_name(marker.writer, marker.lane), marker.flush, now_s, batch.max_events)
         self._first_sent: Final[dict[int, int]] = {}
         """Writes that may have taken effect unnoticed, and the revision on which each was first built."""
-        self._rejected: dict[int, tuple[SessionWrite, Outcome | None]] = {}
-        """A batch that is being bisected, and what of it is done: that comes again, and must not be done again."""
-        if last is not None and any(id(write) in last._rejected for write in batch.writes):
-            self._rejected = last._rejected
-        self._outcomes: Final = [self._done_before(write) for write in batch.writes]
-
-    def _done_before(self, write: SessionWrite) -> Outcome | None:
-        known, outcome = self._rejected.get(id(write), (None, None))
-        return outcome if known is write else None
+        self.rejected: _Rejected = last.rejected if last is not None and last.rejected.holds(batch) else _Rejected()
+        self._outcomes: Final = [self.rejected.outcome_of(write) for write in batch.writes]
 
     async def run(self) -> list[Outcome]:
         """Every write's outcome.
@@ -103,8 +114,7 @@ class Attempt:
         passing = [error for error in errors if not isinstance(error, Rejected)]
         if not self._first_sent and (not passing or not self._something_is_done):
             if len(passing) < len(errors):
-                for write, outcome in zip(self.batch.writes, self._outcomes, strict=True):
-                    self._rejected[id(write)] = (write, outcome)
+                self.rejected.note(self.batch, self._outcomes)
             raise next((error for error in errors if isinstance(error, Rejected)), errors[0])
         if isinstance(passing[0], HoldfastError):
             raise OutcomeUnknown(f"the batch is done in part: {passing[0]}") from passing[0]

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 import aiohttp
-from botocore import exceptions as sdk
+from botocore import exceptions as sdk  # type: ignore[import-untyped]
 
 from holdfast.errors import HoldfastError, OutcomeUnknown, Rejected, SchemaError, StoreError, Unavailable
 
-__all__ = ["SDK_ERRORS", "ConditionFailed", "Failure", "Kind", "judge_failure", "translate"]
+__all__ = [
+    "SDK_ERRORS",
+    "ConditionFailed",
+    "Failure",
+    "Kind",
+    "condition_failed",
+    "error_code",
+    "judge_failure",
+    "translate",
+]
 
 SDK_ERRORS: Final = (sdk.BotoCoreError, sdk.ClientError, aiohttp.ClientError, OSError, asyncio.TimeoutError)
 """All that a call of the client may raise. `TimeoutError` and broken connections are `OSError`."""
@@ -108,9 +117,18 @@ def judge_failure(exc: Exception) -> Failure:
     return _MISUSED
 
 
-def _of_response(exc: sdk.ClientError) -> Failure:
-    response: Any = exc.response
-    code: str = response.get("Error", {}).get("Code", "")
+def error_code(exc: Exception) -> str:
+    """Of DynamoDB's answer; empty for any other error."""
+    code: str = _answer(exc).get("Error", {}).get("Code", "")
+    return code
+
+
+def _answer(exc: Exception) -> dict[str, Any]:
+    return cast("dict[str, Any]", getattr(exc, "response", {}))
+
+
+def _of_response(exc: Exception) -> Failure:
+    response, code = _answer(exc), error_code(exc)
     if code == "TransactionCanceledException":
         reasons = [reason.get("Code", "None") for reason in response.get("CancellationReasons", [])]
         failures = [BY_CODE.get(reason, _BROKEN) for reason in reasons if reason != "None"]
@@ -126,14 +144,11 @@ def _of_response(exc: sdk.ClientError) -> Failure:
 
 def condition_failed(exc: Exception) -> ConditionFailed | None:
     """If it is that the head is not as believed; the head is the first item of each of our transactions."""
-    if not isinstance(exc, sdk.ClientError):
-        return None
-    response: Any = exc.response
-    code = response.get("Error", {}).get("Code", "")
+    response, code = _answer(exc), error_code(exc)
     if code == "ConditionalCheckFailedException":
         return ConditionFailed(response.get("Item") or None)
     if code == "TransactionCanceledException":
-        reasons = response.get("CancellationReasons") or [{}]
+        reasons: list[dict[str, Any]] = response.get("CancellationReasons") or [{}]
         if reasons[0].get("Code") == "ConditionalCheckFailed":
             return ConditionFailed(reasons[0].get("Item") or None)
     return None
@@ -149,7 +164,6 @@ def translate(exc: Exception, *, was_sent: bool = False) -> HoldfastError:
 def _describe(exc: Exception) -> str:
     """The code and message of an answer; else the error's name and text. Neither holds credentials."""
     if isinstance(exc, sdk.ClientError):
-        response: Any = exc.response
-        error = response.get("Error", {})
+        error = _answer(exc).get("Error", {})
         return f"{error.get('Code', 'unknown')}: {error.get('Message', '')}"[:500]
     return f"{type(exc).__name__}: {exc}"[:500]

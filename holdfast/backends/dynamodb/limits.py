@@ -16,9 +16,9 @@ __all__ = [
     "check_size",
 ]
 
-MAX_VALUE_BYTES: Final = 400_000
+MAX_VALUE_BYTES: Final = 404_000
 """An item has up to 409,600 bytes; the rest is for keys and names."""
-MAX_EVENT_BYTES: Final = 400_000
+MAX_EVENT_BYTES: Final = 404_000
 MAX_UNIT_BYTES: Final = 3_500_000
 """A transaction has up to 4,194,304 bytes."""
 MAX_UNIT_KEYS: Final = 70

@@ -139,9 +139,7 @@ class _Draft:
         state = dict(record.state)
         for key in write.removes:
             if state.pop(key, None) is None and record.scattered:
-                self._deletes.append(
-                    key_of(stored.id, state_key(stored.incarnation, record.generation, key))
-                )
+                self._deletes.append(key_of(stored.id, state_key(stored.incarnation, record.generation, key)))
         moved = self._set(stored, state)
         self._puts += [state_item(stored, key, *value) for key, value in moved.items()]
         record = msgspec.structs.replace(record, state=state, scattered=record.scattered or bool(moved))
@@ -213,11 +211,7 @@ def _has_parts(record: Record) -> bool:
 
 def _marked(stored: Stored, flush: Flush, result: Outcome) -> Stored:
     """With the mark of this flush, in place of the lane's last; old ones of others go."""
-    marks = [
-        mark
-        for mark in stored.record.marks
-        if mark.lane != flush.lane and mark.at_s > flush.now_s - _MARK_AGE_S
-    ]
+    marks = [mark for mark in stored.record.marks if mark.lane != flush.lane and mark.at_s > flush.now_s - _MARK_AGE_S]
     mark = Mark(
         flush.lane, flush.number, stored.rev, flush.now_s,
         result.base_version, result.base_seq, result.base_first_seq, result.first_seq,
@@ -239,9 +233,7 @@ def _deleted(found: Stored | None, write: SessionWrite, flush: Flush) -> Stored:
         born = Stored(head.id, head.incarnation, 0 if found is None else found.rev, None, None, new_record(head))
         if found is not None:
             debris = _has_parts(found.record)
-            born = born._replace(
-                record=msgspec.structs.replace(born.record, debris=debris, marks=found.record.marks)
-            )
+            born = born._replace(record=msgspec.structs.replace(born.record, debris=debris, marks=found.record.marks))
         return entombed(born, flush.now_s)
     return entombed(found, flush.now_s)
 

@@ -74,15 +74,18 @@ async def verify_table(table: Table) -> None:
     """Raises: `SchemaError` if it is not there, or has not the keys and indexes that are needed."""
     found = await describe_table(table)
     types = {each["AttributeName"]: each["AttributeType"] for each in found.get("AttributeDefinitions", [])}
-    indexes = {each["IndexName"]: each["KeySchema"] for each in found.get("GlobalSecondaryIndexes") or []}
-    wanted = {"the table": (found.get("KeySchema", []), _KEYS)}
-    wanted |= {f"the index {name!r}": (indexes.get(name, []), keys) for name, keys in _INDEXES.items()}
-    for what, (schema, keys) in wanted.items():
-        has = {each["KeyType"]: each["AttributeName"] for each in schema}
+    schemas: dict[str, Any] = {each["IndexName"]: each["KeySchema"] for each in _indexes(found)}
+    schemas[""] = found.get("KeySchema", [])
+    for name, keys in {"": _KEYS, **_INDEXES}.items():
+        what = f"the index {name!r}" if name else "the table"
+        has: dict[str, str] = {each["KeyType"]: each["AttributeName"] for each in schemas.get(name, [])}
         if (has.get("HASH"), has.get("RANGE")) != keys or any(types.get(key) != _TYPES[key] for key in keys):
-            raise SchemaError(f"{what} of {table.name!r} is not there, or has not the keys {keys[0]!r} and {keys[1]!r}")
+            raise SchemaError(f"{what} ({table.name!r}) is not there, or has not the keys {keys[0]!r} and {keys[1]!r}")
 
 
 def _is_active(found: dict[str, Any]) -> bool:
-    indexes = found.get("GlobalSecondaryIndexes") or []
-    return found.get("TableStatus") == "ACTIVE" and all(each.get("IndexStatus") == "ACTIVE" for each in indexes)
+    return found.get("TableStatus") == "ACTIVE" and all(each["IndexStatus"] == "ACTIVE" for each in _indexes(found))
+
+
+def _indexes(found: dict[str, Any]) -> list[dict[str, Any]]:
+    return found.get("GlobalSecondaryIndexes") or []
