@@ -132,8 +132,12 @@ class Subscription:
                     raise SessionNotFound(self._session_id)
 
     async def _fetch(self, actor: SessionActor) -> None:
-        """Read on from the ring if it holds what comes next, else from the store."""
-        events = actor.ring.after(self._seq) if actor.ring is not None else []
+        """Read on from the ring if it holds what comes next, else from the store.
+
+        The ring may hold events that have been dropped since: those are gone, for everybody.
+        """
+        in_log = self._seq >= actor.first_seq - 1
+        events = actor.ring.after(self._seq) if actor.ring is not None and in_log else []
         if events:
             scanned_seq = events[-1].seq
             if self._stream is not None:

@@ -151,7 +151,8 @@ class SessionWrite(msgspec.Struct, kw_only=True, gc=False):
 
     ``units`` user units were merged into it. They take the versions ``base + 1 … base + units``,
     where ``base`` is the version found under the row's lock; a key set by the n-th of them
-    (from 1) gets version ``base + n``, which is what the ints in ``sets`` say.
+    (from 1) gets version ``base + n``, which is what the ints in ``sets`` say. (A copied key keeps its
+    version: its int may be any, negative ones included.)
     """
 
     id: str
@@ -169,7 +170,11 @@ class SessionWrite(msgspec.Struct, kw_only=True, gc=False):
     fenced: bool = False
     units: int = 0
     create: Head | None = None
-    """Insert this row first (version 0, no events); `Status.EXISTS` if a live one has the id."""
+    """Insert this row first; `Status.EXISTS` if a live one has the id.
+
+    New sessions begin at version 0 with no events; a copied one at any version, also a negative one, and
+    with ``first_seq = last_seq + 1``. An incarnation may come again once all that was left of it is trimmed.
+    """
     cleared: bool = False
     """Drop all state before ``sets``."""
     sets: Mapping[str, tuple[bytes, int]] = NOTHING_SET

@@ -7,7 +7,7 @@ from typing import Any
 import anyio
 import pytest
 
-from holdfast.backends.base import Backend, LoadRequest, Outcome, Status
+from holdfast.backends.base import Backend, LoadRequest, Outcome, Status, TrimPolicy
 from holdfast.model import Durability
 from holdfast.testing.clock import ManualClock
 from holdfast.testing.contract.base import ContractBase, MakeBackend
@@ -56,6 +56,30 @@ class CommitContract(ContractBase):
         assert (after.version, after.last_seq, after.status) == (3, 2, "closed")
         assert await direct.versions("s") == {"k": 2}
         assert texts(await direct.events(after)) == ["a", "b"]
+
+    async def test_create_of_a_copy(self, direct: Direct, clock: ManualClock) -> None:
+        """C10: a copied session keeps its place in the log, and its keys' versions."""
+        head = new_head("s", clock.now_us(), version=-3, first_seq=41, last_seq=40)
+        write = creation(head, units=1, sets={"k": (b"1", 10)}, events=[new_event("a"), new_event("b")])
+        assert await direct.one(write) == Outcome(Status.COMMITTED, -3, 40, 41, 41)
+        after = await direct.head("s")
+        assert (after.version, after.first_seq, after.last_seq) == (-2, 41, 42)
+        assert await direct.versions("s") == {"k": 7}
+        assert [event.seq for event in await direct.events(after)] == [41, 42]
+        outcome = await direct.one(fenced(after, units=1, sets={"l": (b"2", -5)}))
+        assert (outcome.status, outcome.base_version) == (Status.COMMITTED, -2)
+        assert await direct.versions("s") == {"k": 7, "l": -7}
+
+    async def test_an_incarnation_comes_again(self, direct: Direct, backend: Backend, clock: ManualClock) -> None:
+        """C25: what a copy left behind shares nothing with the copy that replaces it, once it is trimmed."""
+        head = await direct.create("s")
+        await direct.one(blind(head, sets={"k": (b"1", 1)}, events=[new_event("old")]))
+        await direct.one(blind(head, delete=True))
+        while await backend.trim([("s", head.incarnation)], TrimPolicy(), 100):
+            pass
+        assert (await direct.one(creation(head, units=1, events=[new_event("new")]))).status is Status.COMMITTED
+        assert await direct.state("s") == {}
+        assert texts(await direct.events(await direct.head("s"))) == ["new"]
 
     async def test_create_of_a_live_id_is_refused(self, direct: Direct, clock: ManualClock) -> None:
         """C2: EXISTS, and the row is as it was."""
