@@ -292,16 +292,15 @@ def _random_write(rng: random.Random, clock: ManualClock, known: dict[str, Any],
         "active_us": clock.now_us(),
         "units": rng.randrange(1, 3),
     }
-    for option, value in (
-        ("cleared", True),
-        ("removes", {"k0", "k1"}),
-        ("metadata", b'{"m":%d}' % rng.randrange(9)),
-        ("floor_seq", rng.randrange(1, 12)),
-        ("close", True),
-        ("delete", True),
-    ):
-        if rng.random() < 0.15:
-            content[option] = value
+    options: dict[str, Any] = {
+        "cleared": True,
+        "removes": {"k0", "k1"},
+        "metadata": b'{"m":%d}' % rng.randrange(9),
+        "floor_seq": rng.randrange(1, 12),
+        "close": True,
+        "delete": True,
+    }
+    content |= {option: value for option, value in options.items() if rng.random() < 0.15}
     if head is None or rng.random() < 0.15:
         new = new_head(name, clock.now_us(), ttl_us=rng.choice([None, SECOND]), owner=rng.choice([None, "o\x00"]))
         return creation(new, **content)

@@ -271,7 +271,6 @@ def test_errors_of_the_server(state: str, kind: type[HoldfastError], sent: type[
         (OSError("lost"), Unavailable, OutcomeUnknown),
         (ssl.SSLError("lost"), Unavailable, OutcomeUnknown),
         (TimeoutError(), Unavailable, OutcomeUnknown),
-        (TimeoutError(), Unavailable, OutcomeUnknown),
         (asyncpg.InterfaceError("connection is closed"), Unavailable, OutcomeUnknown),
         (asyncpg.ConnectionDoesNotExistError("lost"), Unavailable, OutcomeUnknown),
         (asyncpg.InternalClientError("lost"), Unavailable, OutcomeUnknown),

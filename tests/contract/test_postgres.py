@@ -35,23 +35,34 @@ class _Binding:
         return lambda: PostgresBackend(PostgresConfig(dsn=url, schema=schema))
 
 
-class TestPostgres(_Binding, BackendContract, StoreContract):
-    mass_expiry_sessions: ClassVar[int] = int(os.environ.get("HOLDFAST_SOAK_SESSIONS", "20000"))
+def _only(*loops: Any) -> Any:
+    """``anyio_backend`` for some event loops."""
 
-
-class _OnAsyncio(_Binding):
-    """The backend's part, on one event loop: what differs is beyond the driver."""
-
-    @pytest.fixture(params=[pytest.param("asyncio", id="asyncio")])
-    def anyio_backend(self, request: pytest.FixtureRequest) -> Any:
+    @pytest.fixture(params=[pytest.param(loop, id=str(loop[0]) if isinstance(loop, tuple) else loop) for loop in loops])
+    def anyio_backend(self: object, request: pytest.FixtureRequest) -> Any:
         return request.param
 
+    return anyio_backend
 
-class TestPostgres15(_OnAsyncio, BackendContract):
+
+class TestPostgres(_Binding, BackendContract, StoreContract):
+    mass_expiry_sessions: ClassVar[int] = int(os.environ.get("HOLDFAST_SOAK_SESSIONS", "20000"))
+    anyio_backend = _only("asyncio", "trio")
+
+
+class TestPostgresOnUvloop(_Binding, BackendContract):
+    """What touches the driver."""
+
+    anyio_backend = _only(("asyncio", {"use_uvloop": True}))
+
+
+class TestPostgres15(_Binding, BackendContract):
     version = 15
+    anyio_backend = _only("asyncio")
 
 
-class TestPgBouncer(_OnAsyncio, BackendContract):
+class TestPgBouncer(_Binding, BackendContract):
     """In transaction mode: no statement is kept, and there are no hints."""
 
     pooled = True
+    anyio_backend = _only("asyncio")

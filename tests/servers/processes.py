@@ -58,7 +58,10 @@ def wait_until(condition: Callable[[], bool], *, what: str, patience_s: float = 
 
 
 class Process:
-    """A server process, ended by the kernel when the tests end for whatever reason."""
+    """A server process, ended by the kernel when the tests end for whatever reason.
+
+    To be started by the main thread: the kernel ends it with the thread that it was started by.
+    """
 
     def __init__(self, command: Sequence[str], log: Path, **options: Any) -> None:
         self._log = log

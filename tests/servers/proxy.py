@@ -116,18 +116,17 @@ class TcpProxy:
         if self.refusing:
             _abort(writer)
             return
-        await self.flowing.wait()
         try:
+            await self.flowing.wait()
             upstream = await asyncio.open_connection(*self._target)
-        except OSError:
+        except (OSError, asyncio.CancelledError):
             _abort(writer)
             return
         link = _Link(self, (reader, writer), upstream)
         self._links.add(link)
-        try:
+        with contextlib.suppress(asyncio.CancelledError):  # by `_stop`; asyncio would log it
             await link.run()
-        finally:
-            self._links.discard(link)
+        self._links.discard(link)
 
 
 class _Link:

@@ -1,0 +1,277 @@
+"""PostgreSQL goes away under a running engine, in every way that can be staged, and comes back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import anyio
+import pytest
+
+from holdfast import Config, Durability, Supervisor
+from holdfast.backends.postgres import PostgresBackend, PostgresConfig
+from holdfast.backends.postgres.hints import pack, unpack
+from holdfast.config import WriterConfig
+from holdfast.errors import DeadlineExceeded, HoldfastError, StoreError, Unavailable
+from holdfast.supervisor.session import Session
+from holdfast.testing import ManualClock
+from holdfast.testing.contract.direct import Direct, blind, new_event
+from tests.backends.postgres_support import MakeBackend, opened, sql
+from tests.servers.postgres import (
+    PASSWORD,
+    SAFE,
+    PostgresServer,
+    embedded_binaries,
+    new_schema,
+    own_server,
+    port_of,
+    server_folder,
+    shared_url,
+    with_port,
+)
+from tests.servers.proxy import TcpProxy
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(params=[pytest.param("asyncio", id="asyncio"), pytest.param("trio", id="trio")])
+def anyio_backend(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[PostgresServer]:
+    """One that may be stopped, with fsync on: what it has acknowledged, it must have after a crash."""
+    with own_server(SAFE) as server:
+        yield server
+
+
+IMPATIENT = WriterConfig(commit_timeout_s=1.0, read_timeout_s=1.0, retry_for_s=1.5, breaker_cooldown_s=0.1)
+
+
+def supervisor(dsn: str, **settings: Any) -> Supervisor:
+    backend = PostgresBackend(
+        PostgresConfig(
+            dsn=dsn,
+            schema="public",
+            connect_timeout_s=1.0,
+            pool_timeout_s=0.5,
+            statement_timeout_s=1.0,
+            pgbouncer=False,
+        )
+    )
+    return Supervisor(backend, Config(**({"writer": IMPATIENT} | settings)))
+
+
+class Load:
+    """Callers that append to sessions for as long as it runs, and remember what was acknowledged."""
+
+    def __init__(self, sessions: list[Session]) -> None:
+        self.acknowledged: dict[str, list[str]] = {session.id: [] for session in sessions}
+        self.sent: dict[str, int] = {session.id: 0 for session in sessions}
+        self.errors = list[HoldfastError]()
+        self._sessions = sessions
+        self._running = True
+
+    async def run(self, deadline_s: float) -> None:
+        async with anyio.create_task_group() as tasks:
+            for session in self._sessions:
+                tasks.start_soon(self._append, session, deadline_s)
+
+    async def _append(self, session: Session, deadline_s: float) -> None:
+        while self._running:
+            number = self.sent[session.id] = self.sent[session.id] + 1
+            began = time.monotonic()
+            try:
+                await session.append(number, deadline_s=deadline_s)
+            except StoreError as exc:
+                self.errors.append(exc)
+                assert time.monotonic() - began < deadline_s + 1.0, exc
+                await anyio.sleep(0.02)
+            else:
+                self.acknowledged[session.id].append(number)
+            await anyio.sleep(0.001)
+
+    @property
+    def count(self) -> int:
+        return sum(map(len, self.acknowledged.values()))
+
+    async def more(self, count: int = 20) -> None:
+        """Wait for so many more acknowledgements."""
+        wanted = self.count + count
+        with anyio.fail_after(30):
+            while self.count < wanted:
+                await anyio.sleep(0.01)
+
+    async def failed(self) -> None:
+        with anyio.fail_after(30):
+            while not self.errors:
+                await anyio.sleep(0.01)
+
+    def stop(self) -> None:
+        self._running = False
+
+    async def verify(self) -> None:
+        """Everything acknowledged is there, once, in order; seqs have no gap."""
+        for session in self._sessions:
+            events = [event async for event in session.replay()]
+            assert [event.seq for event in events] == list(range(1, len(events) + 1))
+            stored = [event.data for event in events]
+            assert stored == sorted(set(stored))
+            assert set(self.acknowledged[session.id]) <= set(stored)
+
+
+@pytest.mark.parametrize("how", ["restarted", "crashed", "frozen", "black hole", "connections reset"])
+async def test_outage_under_load(server: PostgresServer, how: str) -> None:
+    """C44, P1, P5: clear errors within the deadline, recovery by itself, nothing acknowledged lost or doubled."""
+    with TcpProxy("127.0.0.1", server.port) as proxy:
+        begin: dict[str, Callable[[], None]] = {
+            "restarted": server.stop,
+            "crashed": server.crash,
+            "frozen": server.freeze,
+            "black hole": proxy.black_hole,
+            "connections reset": proxy.reset,
+        }
+        end: dict[str, Callable[[], None]] = {
+            "restarted": server.start,
+            "crashed": server.start,
+            "frozen": server.thaw,
+            "black hole": proxy.heal,
+            "connections reset": proxy.heal,
+        }
+        async with supervisor(with_port(server.url(), proxy.port)) as store:
+            load = Load([await store.create() for _ in range(10)])
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(load.run, 2.0)
+                await load.more()
+                begin[how]()
+                try:
+                    if how != "connections reset":
+                        await load.failed()
+                        await anyio.sleep(0.5)
+                finally:
+                    end[how]()
+                await load.more()
+                load.stop()
+            assert all(isinstance(error, Unavailable | DeadlineExceeded | StoreError) for error in load.errors)
+            await load.verify()
+
+
+async def test_replica_is_promoted(server: PostgresServer) -> None:
+    """P1 at "replicated": the primary dies for good; the engine goes on with its replica, and nothing is lost."""
+    with own_server(SAFE) as primary, server_folder() as folder:
+        await sql(primary.url(), "ALTER SYSTEM SET synchronous_standby_names = '*'", fetch=False)
+        replica = PostgresServer(embedded_binaries(), folder, SAFE)
+        replica.copy_from(primary)
+        replica.start()
+        try:
+            await sql(primary.url(), "SELECT pg_reload_conf()")
+            dsn = (
+                f"postgresql://holdfast:{PASSWORD}@/postgres"
+                f"?host=127.0.0.1%2C127.0.0.1&port={primary.port}%2C{replica.port}"
+            )
+            patient = WriterConfig(commit_timeout_s=2.0, read_timeout_s=2.0, retry_for_s=20.0, breaker_cooldown_s=0.1)
+            async with supervisor(dsn, durability=Durability.REPLICATED, writer=patient) as store:
+                load = Load([await store.create() for _ in range(10)])
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(load.run, 30.0)
+                    await load.more()
+                    primary.crash()
+                    replica.promote()
+                    await sql(replica.url(), "ALTER SYSTEM SET synchronous_standby_names = ''", fetch=False)
+                    await sql(replica.url(), "SELECT pg_reload_conf()")
+                    await load.more()
+                    load.stop()
+                await load.verify()
+        finally:
+            replica.stop()
+
+
+# --- hints -----------------------------------------------------------------------
+
+
+@pytest.fixture
+async def make_backend() -> AsyncIterator[MakeBackend]:
+    async with opened(shared_url(), new_schema()) as make:
+        yield make
+
+
+class Heard:
+    """What a watch was told."""
+
+    def __init__(self) -> None:
+        self.hints = list[Any]()
+
+    def __call__(self, changed: Any) -> None:
+        self.hints.append(changed)
+
+    async def until(self, wanted: Callable[[Any], bool]) -> None:
+        with anyio.fail_after(10):
+            while not any(map(wanted, self.hints)):
+                await anyio.sleep(0.005)
+
+
+async def test_hints_come_again_after_a_lost_connection(make_backend: MakeBackend, clock: ManualClock) -> None:
+    """C32: each new connection tells of anything, then of what is changed elsewhere; own commits are no news."""
+    with TcpProxy("127.0.0.1", port_of(shared_url())) as proxy:
+        sender = Direct(await make_backend(), clock)
+        receiver = await make_backend(dsn=with_port(shared_url(), proxy.port), pgbouncer=False)
+        own = Direct(receiver, clock, "own")
+        heard = Heard()
+        head, mine = await sender.create("s"), await own.create("mine")
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(receiver.watch, heard)
+            for _ in range(2):
+                await heard.until(lambda changed: changed is None)
+                heard.hints.clear()
+                await own.append(mine, "x")
+                await sender.append(head, "x")
+                await heard.until(lambda changed: changed is not None and head.incarnation in changed)
+                assert not any(mine.incarnation in changed for changed in heard.hints)
+                heard.hints.clear()
+                proxy.reset()
+            tasks.cancel_scope.cancel()
+
+
+async def test_touches_are_no_news(make_backend: MakeBackend, clock: ManualClock) -> None:
+    sender, receiver = Direct(await make_backend(), clock), await make_backend()
+    heard = Heard()
+    head = await sender.create("s")
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(receiver.watch, heard)
+        await heard.until(lambda changed: changed is None)
+        heard.hints.clear()
+        await sender.one(blind(head, units=0, active_us=head.active_us + 1))
+        late = await sender.create("late")
+        await heard.until(lambda changed: late.incarnation in changed)
+        assert not any(head.incarnation in changed for changed in heard.hints)
+        tasks.cancel_scope.cancel()
+
+
+async def test_failing_hints_fail_no_commit(make_backend: MakeBackend, clock: ManualClock) -> None:
+    backend = await make_backend()
+    direct = Direct(backend, clock)
+    head = await direct.create("s")
+    await anyio.sleep(0.1)
+    query = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE '%pg_notify%'"
+    await sql(shared_url(), query + " AND pid <> pg_backend_pid()")
+    for number in range(5):
+        await direct.one(blind(head, events=[new_event(str(number))]))
+        await anyio.sleep(0.05)
+    assert len(await direct.events(head)) == 5
+
+
+@pytest.mark.parametrize("count", [0, 1, 700, 701, 5_600, 5_601])
+def test_hints_are_packed(count: int) -> None:
+    """Payloads stay below the server's 8,000 bytes; past a bound they say "anything"."""
+    incarnations = [(1 << 62) + number for number in range(count)]
+    payloads = pack("me", incarnations)
+    assert all(len(payload) < 8_000 for payload in payloads)
+    found = [unpack(payload) for payload in payloads]
+    assert {instance for instance, _ in found} <= {"me"}
+    if count > 5_600:
+        assert [changed for _, changed in found] == [None]
+    else:
+        assert [each for _, changed in found for each in changed or ()] == incarnations
+    assert unpack("other nonsense!") == ("other", None)
