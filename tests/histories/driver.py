@@ -24,13 +24,12 @@ EXPECTED = frozenset(
     {"cancelled", "Conflict", "EventGap", "DeadlineExceeded", "OutcomeUnknown", "Unavailable", "Overloaded"}
 )
 """What may be answered by a store that is sound. Everything else is a fault by itself."""
-END_S = 60.0
-"""A worker that does not end in so long after its time hangs."""
+START_S = 30.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How a run goes. ``variants`` are the workers' stores, in turn."""
+    """How a run goes: for so many seconds from when all work. ``variants`` are the workers' stores, in turn."""
 
     seconds: float
     workers: int = 3
@@ -40,6 +39,8 @@ class Plan:
     pause_s: float = 0.01
     catch_up_s: float = 20.0
     """How long a subscription may take at the end to show all that is there."""
+    end_s: float = 60.0
+    """A worker that does not end in so long after its time hangs."""
 
 
 class _Workers:
@@ -50,18 +51,19 @@ class _Workers:
         self._folder = folder
         self._plan = plan
         self._rng = rng
-        self._until_ns = time.monotonic_ns() + int(plan.seconds * 1e9)
+        self._end = folder / "end"
+        """There when the time is over."""
         self._running: dict[int, subprocess.Popen[bytes]] = {}
         self._started = 0
         self.kills = 0
 
     def start(self) -> None:
-        """One more; it ends by itself when the run's time is over."""
+        """One more; it works until the run's time is over."""
         number, self._started = self._started, self._started + 1
         plan = self._plan
         command = [
             sys.executable, "-m", "tests.histories.worker", self._url, str(self._folder / f"w{number}.jsonl"),
-            *session_names(plan), "--seed", str(self._rng.getrandbits(32)), "--until-ns", str(self._until_ns),
+            *session_names(plan), "--seed", str(self._rng.getrandbits(32)), "--end", str(self._end),
             "--loop", LOOPS[number % len(LOOPS)], "--variant", plan.variants[number % len(plan.variants)],
             "--pause-s", str(plan.pause_s), "--catch-up-s", str(plan.catch_up_s),
         ]  # fmt: skip
@@ -77,16 +79,26 @@ class _Workers:
         process.wait()
         self.kills += 1
 
-    @property
-    def time_left_s(self) -> float:
-        return (self._until_ns - time.monotonic_ns()) / 1e9
+    def wait_until_they_work(self) -> None:
+        """A busy machine may take its time to start them; the run's begins now.
+
+        Raises: AssertionError if one does not.
+        """
+        deadline = time.monotonic() + START_S
+        for number, process in self._running.items():
+            file = self._folder / f"w{number}.jsonl"
+            while not (file.exists() and file.stat().st_size):
+                assert process.poll() is None, f"worker {number} has ended by itself: {self._said(number)}"
+                assert time.monotonic() < deadline, f"worker {number} does not work"
+                time.sleep(0.005)
 
     def wait(self) -> list[str]:
         """Let them end. What is wrong with how they did, in words."""
+        self._end.touch()
         faults = list[str]()
         for number, process in self._running.items():
             try:
-                code = process.wait(max(0.0, self.time_left_s) + END_S)
+                code = process.wait(self._plan.end_s)
             except subprocess.TimeoutExpired:
                 faults.append(f"worker {number} hangs")
                 continue
@@ -118,10 +130,13 @@ def run_histories(url: str, folder: Path, plan: Plan, rng: random.Random) -> tup
     try:
         for _ in range(plan.workers):
             workers.start()
-        while (pause_s := plan.kill_every_s * rng.uniform(0.5, 1.5)) < workers.time_left_s - 0.5:
+        workers.wait_until_they_work()
+        end_s = time.monotonic() + plan.seconds
+        while time.monotonic() + (pause_s := plan.kill_every_s * rng.uniform(0.5, 1.5)) < end_s:
             time.sleep(pause_s)
             workers.kill_one()
             workers.start()
+        time.sleep(max(0.0, end_s - time.monotonic()))
         complaints = workers.wait()
     finally:
         workers.end()

@@ -78,7 +78,7 @@ def test_broken_stores_are_caught(variant: str, complaint: str, tmp_path: Path) 
         folder = tmp_path / str(attempt)
         folder.mkdir()
         with STORES["sqlite"](folder) as store:
-            plan = Plan(seconds=1.2, variants=(variant, "sound", variant), kill_every_s=1e9, catch_up_s=0.3)
+            plan = Plan(seconds=1.0, variants=(variant, "sound", variant), kill_every_s=1e9, catch_up_s=0.3, end_s=10)
             operations, _ = run_histories(store.url, folder, plan, rng)
         if any(complaint in fault for fault in faults_of(operations)):
             return
