@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import ClassVar
 
 import pytest
@@ -13,6 +14,14 @@ from holdfast.testing import ManualClock
 from holdfast.testing.contract import BackendContract, MakeBackend, StoreContract
 from holdfast.testing.contract.direct import Direct, blind, new_event, texts
 from tests.servers.dynamodb import config_for, fast_endpoint
+
+
+POLLED = {
+    "test_replay_joins_live_while_writers_write",
+    "test_one_stream_only",
+    "test_events_of_another_instance_arrive_live",
+    "test_an_end_on_another_instance_arrives",
+}
 
 
 class PatientClock(ManualClock):
@@ -33,6 +42,15 @@ class TestDynamoDB(BackendContract, StoreContract):
     def make_backend(self) -> MakeBackend:
         config = config_for(fast_endpoint())
         return lambda: DynamoDBBackend(config)
+
+    @pytest.fixture(autouse=True)
+    async def time_flows(self, request: pytest.FixtureRequest, clock: ManualClock) -> AsyncIterator[None]:
+        """The engine learns of other instances' commits by polling, by the clock."""
+        if request.node.originalname not in POLLED:
+            yield
+            return
+        async with clock.flowing():
+            yield
 
     async def test_marker_survives_restart(
         self, direct: Direct, backend: Backend, make_backend: MakeBackend, clock: ManualClock

@@ -79,8 +79,7 @@ def decide(found: Stored | None, write: SessionWrite, flush: Flush) -> Plan | Ou
     result = outcome(before, after)
     if write.delete:
         return Plan(result, _marked(_deleted(found, write, flush), flush, result), None, (), ())
-    draft = _Draft(found, write, before, after)
-    return draft.plan(flush, result)
+    return _Draft(found, write, before, after).plan(flush, result)
 
 
 class _Draft:
@@ -110,13 +109,13 @@ class _Draft:
             version=after.version,
             tail=[],
         )
-        stored = self._with_state(self._stored(record, after))
+        stored = self._with_state(self._stored(record, after, _first_rev(flush)))
         stored = _marked(stored, flush, result)
         return self._with_events(stored, result)
 
-    def _stored(self, record: Record, after: Head) -> Stored:
+    def _stored(self, record: Record, after: Head, first_rev: int) -> Stored:
         found = self._found
-        rev = 1 if found is None else found.rev + 1
+        rev = first_rev if found is None else found.rev + 1
         if self._write.create is not None or found is None:
             marks = [] if found is None else found.record.marks
             record = msgspec.structs.replace(record, debris=self._debris, marks=marks)
@@ -188,6 +187,11 @@ class _Draft:
         return Plan(result, stored._replace(record=record), copy, self._puts, self._deletes)
 
 
+def _first_rev(flush: Flush) -> int:
+    """Of an item where there is none: more than an earlier item of the same key can have got to."""
+    return flush.now_s << 10
+
+
 def _pack(event: NewEvent) -> PackedEvent:
     return PackedEvent(event.stream, event.type, event.raw, event.retry_ms, event.time_us)
 
@@ -230,7 +234,8 @@ def _deleted(found: Stored | None, write: SessionWrite, flush: Flush) -> Stored:
     if found is None or write.create is not None:  # created and deleted at once
         assert write.create is not None
         head = write.create
-        born = Stored(head.id, head.incarnation, 0 if found is None else found.rev, None, None, new_record(head))
+        rev = _first_rev(flush) if found is None else found.rev
+        born = Stored(head.id, head.incarnation, rev, None, None, new_record(head))
         if found is not None:
             debris = _has_parts(found.record)
             born = born._replace(record=msgspec.structs.replace(born.record, debris=debris, marks=found.record.marks))
