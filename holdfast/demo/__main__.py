@@ -1,4 +1,4 @@
-"""``python -m holdfast.demo [--json]``."""
+"""``python -m holdfast.demo`` is ``holdfast demo``, by default: no options but ``--json``."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import msgspec
 
 from holdfast.model import Cursor
 
-__all__ = ["Comparison", "Entry", "Received", "compare", "entry", "read_ledger"]
+__all__ = ["Comparison", "Entry", "Received", "compare", "entry", "ledger_path", "read_ledger", "read_ledgers"]
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -27,6 +27,8 @@ class Received(msgspec.Struct, frozen=True):
     id: str
     data: Any
     replayed: bool
+    instance: int = 1
+    """The number of the instance that it came through."""
 
 
 class Comparison(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,6 +53,19 @@ def read_ledger(path: Path) -> list[Entry]:
     """All whole lines. The last may be cut off: its writer was killed."""
     lines = path.read_bytes().split(b"\n")[:-1]
     return [msgspec.json.decode(line, type=Entry) for line in lines]
+
+
+def ledger_path(folder: Path, instance: int, pid: int) -> Path:
+    """Where a process notes what it has acknowledged: in a file of its own, whose last line may be cut off."""
+    return folder / f"{instance}.{pid}.ledger"
+
+
+def read_ledgers(folder: Path) -> dict[int, list[Entry]]:
+    """What each instance has acknowledged, in one process after another."""
+    found: dict[int, list[Entry]] = {}
+    for path in folder.glob("*.ledger"):
+        found.setdefault(int(path.name.partition(".")[0]), []).extend(read_ledger(path))
+    return found
 
 
 def compare(acknowledged: Sequence[Entry], received: Sequence[Received]) -> Comparison:

@@ -1,33 +1,38 @@
-"""The demo's server process: started, killed, started again."""
+"""The demo's child processes: servers that are started, killed and started again, and the proxy before them."""
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
+import subprocess
 import sys
-from collections.abc import AsyncGenerator
+import threading
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio
 from anyio.abc import Process
 
-__all__ = ["ServerFailed", "ServerProcess"]
+__all__ = ["ProxyProcess", "ServerFailed", "ServerProcess", "end_with_parent", "free_port"]
 
 _START_WITHIN_S = 20.0
+_URL_VARIABLE = "HOLDFAST_URL"
 
 
 class ServerFailed(Exception):
-    """The server process did not come up, or ended by itself; with the end of what it logged."""
+    """A process did not come up, or ended by itself; with the end of what it logged."""
 
 
-class ServerProcess:
-    """Serves on one loopback port, over one folder, in one process after another."""
+class _LoopbackProcess:
+    """Listens on one loopback port, in one process after another. It ends when this process does."""
 
-    def __init__(self, folder: Path) -> None:
-        self.port = _free_port()
-        self._folder = folder
-        self._log = folder / "server.log"
+    def __init__(self, module: str, arguments: Sequence[str], log: Path) -> None:
+        self.port = free_port()
+        self._command = [sys.executable, "-m", module, str(self.port), *arguments]
+        self._environment: dict[str, str] = {}
+        self._log = log
         self._process: Process | None = None
 
     @property
@@ -35,11 +40,17 @@ class ServerProcess:
         assert self._process is not None
         return self._process.pid
 
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
     async def start(self) -> None:
         """Returns when it takes connections. Raises: `ServerFailed`."""
-        command = [sys.executable, "-m", "holdfast.demo.serve", str(self._folder), str(self.port)]
+        environment = {**os.environ, **self._environment}
         with self._log.open("ab") as log:
-            self._process = await anyio.open_process(command, stdin=None, stdout=log, stderr=log)
+            self._process = await anyio.open_process(
+                self._command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment
+            )
         with anyio.move_on_after(_START_WITHIN_S):
             while self._process.returncode is None:
                 if await self._answers():
@@ -57,10 +68,12 @@ class ServerProcess:
 
     async def kill(self) -> None:
         """SIGKILL: it gets no chance to save or say anything."""
-        assert self._process is not None
-        if self._process.returncode is None:
-            self._process.send_signal(signal.SIGKILL)
-        await self._process.wait()
+        process = self._process
+        assert process is not None
+        if process.returncode is None:
+            process.send_signal(signal.SIGKILL)
+        await process.wait()
+        await process.aclose()
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None, None]:
@@ -74,7 +87,36 @@ class ServerProcess:
                     await self.kill()
 
 
-def _free_port() -> int:
+class ServerProcess(_LoopbackProcess):
+    """One instance of the MCP server, over the store at ``url``; its ledger and log are in ``folder``."""
+
+    def __init__(self, folder: Path, url: str, *, run: str = "demo", number: int = 1, lease_s: float = 15.0) -> None:
+        """``run`` tells one demo's instances from another's on the same store."""
+        arguments = [str(folder), str(number), f"{run}-{number}", str(lease_s)]
+        super().__init__("holdfast.demo.serve", arguments, folder / f"server-{number}.log")
+        self._environment = {_URL_VARIABLE: url}  # not as an argument: it may hold a password
+        self.number = number
+
+
+class ProxyProcess(_LoopbackProcess):
+    """The round-robin proxy before some instances."""
+
+    def __init__(self, folder: Path, instances: Sequence[ServerProcess]) -> None:
+        super().__init__("holdfast.demo.proxy", [instance.url for instance in instances], folder / "proxy.log")
+
+
+def end_with_parent() -> None:
+    """In a child: end when standard input does, which is when the parent is gone, however it went."""
+
+    def wait() -> None:
+        while os.read(sys.stdin.fileno(), 1):
+            pass
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True, name="end-with-parent").start()
+
+
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -30,7 +30,7 @@ class Timeline:
 
     def title(self, text: str) -> None:
         self._console.print()
-        self._console.print(Text(text, style="bold"))
+        self._console.print(Text(text, style="bold"), soft_wrap=True)
         self._console.print()
 
     def say(self, actor: Actor, text: str) -> None:
