@@ -132,7 +132,7 @@ class Attempt:
         """
         write = self.batch.writes[number]
         found = self._cache.get(write.id)
-        fresh = found is None
+        fresh = found is None and write.create is None  # a new session's id is hardly ever taken
         if fresh:
             found = await self._table.get_head(write.id)
         races = 0

@@ -124,7 +124,8 @@ def error_code(exc: Exception) -> str:
 
 
 def _answer(exc: Exception) -> dict[str, Any]:
-    return cast("dict[str, Any]", getattr(exc, "response", {}))
+    answer = getattr(exc, "response", None)  # of errors that came without an answer: None
+    return cast("dict[str, Any]", answer) if isinstance(answer, dict) else {}
 
 
 def _of_response(exc: Exception) -> Failure:
