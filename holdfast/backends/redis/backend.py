@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Final, NamedTuple, TypeVar, TypeVarTuple
 
 import anyio
-import anyio.lowlevel
 
 from holdfast.backends.base import (
     Batch,
@@ -120,8 +120,7 @@ class RedisBackend:
         try:
             facts = server.facts_from(await _reading(node.send, server.INSPECTION))
         finally:
-            with anyio.CancelScope(shield=True):
-                await node.close()
+            await asyncio.shield(node.close())
         if facts.cluster and self._config.db:
             raise ConfigError("db", "a server in cluster mode has only database 0")
         return facts.cluster

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Final
 
-import anyio
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 from redis.exceptions import AskError, ClusterDownError, MovedError, ReadOnlyError
 
@@ -65,9 +65,9 @@ class ClusterLink:
                 replies[number] = reply
                 self._map_is_old |= isinstance(reply, _MAP_IS_OLD)
 
-        async with anyio.create_task_group() as tasks:
+        async with asyncio.TaskGroup() as tasks:
             for address, numbers in parts.items():
-                tasks.start_soon(send, address, numbers)
+                tasks.create_task(send(address, numbers))
         if failures:
             nothing_sent = len(failures) == len(parts) == 1 and isinstance(failures[0], Unavailable)
             raise failures[0] if nothing_sent else OutcomeUnknown(f"not all servers answered: {failures[0]}")

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
-import anyio
 from redis.asyncio.connection import Connection, ConnectionPool, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -95,10 +94,14 @@ class Node:
             raise translate(exc) from exc
 
     async def release(self, connection: Any, *, reusable: bool) -> None:
-        with anyio.CancelScope(shield=True):
-            if not reusable:
-                await connection.disconnect(nowait=True)
+        if reusable:
             await self._pool.release(connection)
+        else:  # perhaps because we are cancelled
+            await asyncio.shield(self._discard(connection))
+
+    async def _discard(self, connection: Any) -> None:
+        await connection.disconnect(nowait=True)
+        await self._pool.release(connection)
 
     async def close(self) -> None:
         await self._pool.disconnect()

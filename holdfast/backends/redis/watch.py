@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, Final
 
-import anyio
 from redis.exceptions import RedisError as DriverError
 
 from holdfast.backends.redis.keys import Keys
@@ -44,7 +44,7 @@ class Listener:
                 message = await self._read()
             except (StoreError, DriverError, OSError):
                 await self.close()
-                await anyio.sleep(delay_s)
+                await asyncio.sleep(delay_s)
                 delay_s = min(delay_s * 2, _RETRY_MAX_S)
                 continue
             if message is not None and not message.startswith(self._instance):

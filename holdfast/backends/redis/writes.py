@@ -8,7 +8,7 @@ from struct import error as StructError
 from typing import Final
 
 from holdfast.backends.base import Batch, Outcome, SessionWrite, Status
-from holdfast.backends.redis.rows import LENGTH, encode_event, encode_head, frame, incarnation_bytes
+from holdfast.backends.redis.rows import encode_event, encode_head, frame, incarnation_bytes
 from holdfast.backends.rules import changes_session
 from holdfast.errors import Rejected
 
@@ -17,6 +17,7 @@ __all__ = ["OUTCOME_BYTES", "decode_outcomes", "encode_batch", "encode_write"]
 _BATCH: Final = Struct(">16sddddd")
 _WRITE: Final = Struct(">8sHddddIIIII")
 _OUTCOME: Final = Struct(">Bdddd")
+_OFFSET: Final = Struct(">d")
 OUTCOME_BYTES: Final = _OUTCOME.size
 _FENCED, _CHANGES, _CLEARED, _CLOSE, _DELETE, _CREATE, _METADATA = (1 << bit for bit in range(7))
 
@@ -50,7 +51,7 @@ def _body(write: SessionWrite) -> Iterable[bytes]:
     for key in write.removes:
         yield frame(key.encode())
     for key, (raw, offset) in write.sets.items():
-        yield LENGTH.pack(offset)
+        yield _OFFSET.pack(offset)
         yield frame(key.encode())
         yield frame(raw)
     for event in write.events:

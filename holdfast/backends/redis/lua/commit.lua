@@ -59,7 +59,7 @@ local function set_keys(key, count, at, base)
   local values = {}
   for n = 1, count do
     local offset, name, raw
-    offset, name, raw, at = unpack('>I4I4c0I4c0', writes, at)
+    offset, name, raw, at = unpack('>dI4c0I4c0', writes, at)
     values[2 * n - 1], values[2 * n] = name, pack('>d', base + offset) .. raw
   end
   return in_chunks('HSET', key, values) == count, at
