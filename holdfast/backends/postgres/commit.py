@@ -76,7 +76,7 @@ def _existing(writes: Sequence[SessionWrite]) -> tuple[list[Any], ...]:
         [write.id for write in writes],
         [write.accepted_us for write in writes],
         [write.active_us for write in writes],
-        [write.version if write.fenced else None for write in writes],
+        [write.version if write.fenced else None for write in writes] if any(write.fenced for write in writes) else [],
         [write.units for write in writes],
         [len(write.events) for write in writes],
         [CHANGES * changes_session(write) + CLOSES * write.close + DELETES * write.delete for write in writes],
@@ -142,6 +142,8 @@ def _content(writes: Sequence[SessionWrite]) -> tuple[list[Any], ...]:
             data.append(event.raw)
             retries.append(event.retry_ms)
             times.append(event.time_us)
+    if all(retry is None for retry in retries):
+        retries.clear()
     return (cleared, *removes, *sets, *events)
 
 

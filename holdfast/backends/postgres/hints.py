@@ -85,7 +85,8 @@ class Notifier:
 
     def tell(self, incarnations: Collection[int]) -> None:
         """Sessions that have just been committed to."""
-        self._pending.update(incarnations)
+        if len(self._pending) <= _PER_MESSAGE * _MAX_MESSAGES:  # else the hint will be "anything" already
+            self._pending.update(incarnations)
         self._wake.set()
 
     async def stop(self) -> None:
@@ -106,7 +107,6 @@ class Notifier:
                 await self._send_all(connection)
             except DRIVER_ERRORS as exc:
                 _log.warning("postgres.notify_failed", error=type(exc).__name__)
-                self._pending.clear()
                 await delays.wait()
             finally:
                 if connection is not None:
@@ -120,7 +120,11 @@ class Notifier:
             pending, self._pending = self._pending, set()
             payloads = pack(self.instance, sorted(pending))
             statement = "SELECT pg_notify($1, p) FROM unnest($2::text[]) AS p"
-            await guarded(connection, connection.execute(statement, self._channel, payloads), self._timeout_s)
+            try:
+                await guarded(connection, connection.execute(statement, self._channel, payloads), self._timeout_s)
+            except DRIVER_ERRORS:
+                self.tell(pending)
+                raise
 
 
 class Listener:

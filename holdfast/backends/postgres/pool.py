@@ -14,7 +14,7 @@ from typing import Final, TypeVar
 
 from holdfast.backends.postgres.driver import Connection
 from holdfast.backends.postgres.errors import DRIVER_ERRORS, translated
-from holdfast.errors import Overloaded, StoreClosed
+from holdfast.errors import OutcomeUnknown, Overloaded, StoreClosed
 
 __all__ = ["Pool", "guarded"]
 
@@ -54,7 +54,13 @@ class Pool:
         task = asyncio.ensure_future(self._run(function, commits))
         self._running.add(task)
         task.add_done_callback(self._ended)
-        return await asyncio.shield(task)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError as exc:
+            if task.cancelled():  # by `close`, and not the caller
+                kind = OutcomeUnknown if commits else StoreClosed
+                raise kind("the store was closed during the call") from exc
+            raise
 
     def _ended(self, task: asyncio.Task[object]) -> None:
         self._running.discard(task)

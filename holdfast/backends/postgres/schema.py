@@ -108,6 +108,7 @@ def schema_sql(schema: str = "holdfast", table_prefix: str = "", *, role: str | 
         statements += [
             names.sql(f"GRANT SELECT, INSERT, UPDATE, DELETE ON @{table} TO {quoted}") for table in TABLES[1:]
         ]
+        statements.append(f'GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA "{schema}" TO {quoted}')
     return "".join(f"{statement};\n" for statement in ["BEGIN", *statements, "COMMIT"])
 
 
