@@ -4,47 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from time import perf_counter, process_time
-from typing import Final, NamedTuple, cast
+from typing import Final
 
 import msgspec
 
 from bench.competitors.base import Competitor, Workload, check_stored
-from bench.figures import Bar, Figure, Section, paired, percentile
+from bench.figures import Figure, Section, paired, percentile
 from bench.runner import Loop, Settings, isolated, run_on
+from bench.servers import place
+from bench.stores import STORES, Store, StoreName, competitor
 
-__all__ = ["COMPETITORS", "Timing", "measure", "run"]
+__all__ = ["Timing", "measure", "run"]
 
-COMPETITORS: Final = {
-    "holdfast": "bench.competitors.holdfast_sqlite:HoldfastSqlite",
-    "bulk": "bench.competitors.aiosqlite_bulk:AiosqliteBulk",
-    "each": "bench.competitors.aiosqlite_each:AiosqliteEach",
-    "mcp-persist": "bench.competitors.mcp_persist_sqlite:McpPersist",
-    "inline": "bench.competitors.sqlite3_inline:Sqlite3Inline",
-}
-"""Where each is found; imported only in the process that measures it."""
-
-_ALONE: Final = ("holdfast", "each", "inline", "mcp-persist", "bulk")
-_TOGETHER: Final = ("holdfast", "bulk", "each", "mcp-persist")
-
-_CEILING_BAR: Final = Bar(at_least=0.5)
-_PEER_BAR: Final = Bar(at_least=5.0)
-_ALONE_BAR: Final = Bar(at_most=1.5)
-
-
-class _Scale(NamedTuple):
-    """How many events one run appends in all: by stores that batch, and by those that flush for each."""
-
-    batching: int
-    single: int
-
-
-_SCALES: Final = {1: _Scale(2_000, 2_000), 100: _Scale(50_000, 5_000), 1_000: _Scale(100_000, 10_000)}
 _QUICK_EVENTS: Final = 20
 _MOST_EVENTS_EACH: Final = 10_000
 """As many as Holdfast keeps of a session by default: past it, trimming would be measured too."""
+_BARRED_SESSIONS: Final = 1_000
 
 
 class Timing(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,33 +35,53 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
     """Of each append, if only one session was appending."""
 
 
-def run(settings: Settings, sessions: Sequence[int], events: int | None = None) -> list[Section]:
+def run(
+    settings: Settings,
+    store: StoreName,
+    sessions: Sequence[int],
+    *,
+    events: int | None = None,
+    connections: int | None = None,
+) -> list[Section]:
     """All competitors at each number of ``sessions``, interleaved: every round runs each of them once.
 
-    ``events``: so many in each run, whatever the competitor. Raises: `Void`.
+    ``events``: so many in each run, whatever the competitor. Raises: `Void`, `NoServer`.
     """
+    found = STORES[store]
+    level = settings.level or found.levels[0]
     sections: list[Section] = []
     for count in sessions:
-        names = _ALONE if count == 1 else _TOGETHER
-        timings: dict[str, list[Timing]] = {name: [] for name in names}
+        timings: dict[str, list[Timing]] = {name: [] for name in found.names(count)}
         for number in range(settings.rounds):
-            for name in names:
-                settings.progress(f"append, {count:,} sessions, round {number + 1}, {name}")
-                workload = _workload(name, count, events, quick=settings.quick)
-                timings[name].append(isolated(settings, partial(measure, name, settings.loop, workload)))
-        sections += _sections(count, timings)
+            for name, measured in timings.items():
+                settings.progress(f"append, {found.title}, {count:,} sessions, round {number + 1}, {name}")
+                total = events or _events(store, name, count, quick=settings.quick)
+                workload = Workload(count, min(max(1, total // count), _MOST_EVENTS_EACH), connections)
+                call = partial(measure, store, name, settings.loop, workload, url=settings.url, level=level)
+                measured.append(isolated(settings, call))
+        sections += _sections(found, level, count, timings)
     return sections
 
 
-def measure(name: str, loop: Loop, workload: Workload, folder: Path) -> Timing:
-    """One run of the competitor ``name`` in an empty ``folder``, checked afterwards. Raises: `Void`."""
-    competitor = _competitor(name)(folder, workload)
-    latencies_s: list[float] | None = [] if workload.sessions == 1 else None
-    fitting = loop if loop in competitor.loops else competitor.loops[0]
-    elapsed_s, cpu_s = run_on(fitting, _timed_run, competitor, latencies_s)
-    check_stored(competitor, workload)
+def measure(
+    store: StoreName,
+    name: str,
+    loop: Loop,
+    workload: Workload,
+    folder: Path,
+    *,
+    url: str | None = None,
+    level: str | None = None,
+) -> Timing:
+    """One run of the competitor ``name`` in an empty ``folder``, checked afterwards. Raises: `Void`, `NoServer`."""
+    with place(store, folder, url, level) as found:
+        measured = competitor(store, name)(found, workload)
+        latencies_s: list[float] | None = [] if workload.sessions == 1 else None
+        fitting = loop if loop in measured.loops else measured.loops[0]
+        elapsed_s, cpu_s = run_on(fitting, _timed_run, measured, latencies_s)
+        check_stored(measured, workload)
     return Timing(
-        label=competitor.label,
+        label=measured.label,
         events_per_s=workload.events / elapsed_s,
         cpu_us_per_event=cpu_s / workload.events * 1e6,
         latencies_us=[latency * 1e6 for latency in latencies_s or ()],
@@ -102,62 +99,55 @@ async def _timed_run(competitor: Competitor, latencies_s: list[float] | None) ->
         await competitor.close()
 
 
-def _competitor(name: str) -> type[Competitor]:
-    module, _, attribute = COMPETITORS[name].partition(":")
-    return cast("type[Competitor]", getattr(import_module(module), attribute))
+def _events(store: StoreName, name: str, sessions: int, *, quick: bool) -> int:
+    if quick:
+        return _QUICK_EVENTS * sessions
+    scale = STORES[store].scale(sessions)
+    return scale.batching if competitor(store, name).batches else scale.single
 
 
-def _workload(name: str, sessions: int, events: int | None, *, quick: bool) -> Workload:
-    if events is None and quick:
-        events = _QUICK_EVENTS * sessions
-    if events is None:
-        scale = _SCALES.get(sessions, _SCALES[1_000])
-        events = scale.batching if _competitor(name).batches else scale.single
-    return Workload(sessions, min(max(1, events // sessions), _MOST_EVENTS_EACH))
-
-
-def _sections(sessions: int, timings: dict[str, list[Timing]]) -> list[Section]:
+def _sections(store: Store, level: str, sessions: int, timings: dict[str, list[Timing]]) -> list[Section]:
     alone = sessions == 1
-    title = f"append: {sessions:,} session{'' if alone else 's'}, each awaiting its appends, SQLite at disk"
-    sections = [_throughput_section(title, timings, barred=sessions == 1_000), _cpu_section(title, timings)]
-    return [*sections, _latency_section(timings)] if alone else sections
+    title = f"append: {sessions:,} session{'' if alone else 's'}, each awaiting its appends, {store.title} at {level}"
+    barred = sessions == _BARRED_SESSIONS
+    sections = [_throughput_section(title, store, timings, barred=barred), _cpu_section(title, timings)]
+    return [*sections, _latency_section(store, timings)] if alone else sections
 
 
-def _throughput_section(title: str, timings: dict[str, list[Timing]], *, barred: bool) -> Section:
+def _throughput_section(title: str, store: Store, timings: dict[str, list[Timing]], *, barred: bool) -> Section:
     rates = {name: _figure(runs, "events/s", [run.events_per_s for run in runs]) for name, runs in timings.items()}
-    ours = rates["holdfast"]
     ratios = [
-        paired("holdfast / ceiling", ours, rates["bulk"], _CEILING_BAR if barred else None),
-        paired("holdfast / a commit per append", ours, rates["each"]),
-        paired("holdfast / mcp-persist", ours, rates["mcp-persist"], _PEER_BAR if barred else None),
+        paired(f"holdfast / {peer.ratio}", rates["holdfast"], rates[peer.name], peer.bar if barred else None)
+        for peer in store.peers
     ]
     return Section(title=title, figures=[*rates.values(), *ratios])
 
 
 def _cpu_section(title: str, timings: dict[str, list[Timing]]) -> Section:
     figures = [_figure(runs, "µs/event", [run.cpu_us_per_event for run in runs]) for runs in timings.values()]
-    return Section(title=f"{title}: processor time", figures=figures)
+    return Section(title=f"{title}: processor time of the client", figures=figures)
 
 
 def _figure(runs: list[Timing], unit: str, values: list[float]) -> Figure:
     return Figure(name=runs[0].label, unit=unit, values=values)
 
 
-def _latency_section(timings: dict[str, list[Timing]]) -> Section:
-    """Of a session alone. The bar is for the median, against the plain driver that makes the same rows durable."""
-    figures: dict[tuple[str, float], Figure] = {}
-    for name, runs in timings.items():
-        for share in (0.50, 0.99):
-            values = [percentile(timing.latencies_us, share) for timing in runs if timing.latencies_us]
-            if values:
-                label = f"{runs[0].label}, p{share * 100:.0f}"
-                figures[name, share] = Figure(name=label, unit="µs", values=values)
-    ratios = [
-        paired(f"holdfast / {other}, p{share * 100:.0f}", figures["holdfast", share], figures[name, share], bar)
-        for name, other, share, bar in (
-            ("each", "aiosqlite", 0.50, _ALONE_BAR),
-            ("each", "aiosqlite", 0.99, None),
-            ("inline", "sqlite3 in the loop's thread", 0.50, None),
+def _latency_section(store: Store, timings: dict[str, list[Timing]]) -> Section:
+    """Of a session alone: who waits for each append, and Holdfast against them."""
+    waiting = {name: runs for name, runs in timings.items() if runs[0].latencies_us}
+    figures = {
+        (name, share): Figure(
+            name=f"{runs[0].label}, p{share * 100:.0f}",
+            unit="µs",
+            values=[percentile(run.latencies_us, share) for run in runs],
         )
-    ]
-    return Section(title="append: latency of one session alone", figures=[*figures.values(), *ratios])
+        for name, runs in waiting.items()
+        for share in (0.50, 0.99)
+    }
+    ratios: list[Figure] = []
+    for peer in store.peers:
+        if peer.name in waiting:
+            for share, bar in ((0.50, peer.latency_bar), (0.99, None)):
+                label = f"holdfast / {peer.ratio}, p{share * 100:.0f}"
+                ratios.append(paired(label, figures["holdfast", share], figures[peer.name, share], bar))
+    return Section(title=f"append: latency of one session alone, {store.title}", figures=[*figures.values(), *ratios])

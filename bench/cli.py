@@ -18,6 +18,7 @@ from bench.figures import Section
 from bench.machine import look_at_machine
 from bench.report import Report, as_json, print_report
 from bench.runner import Loop, Settings, Void
+from bench.stores import STORES, StoreName
 
 __all__ = ["main"]
 
@@ -52,7 +53,25 @@ def _append_options(command: Callable[..., None]) -> Callable[..., None]:
         "--sessions", type=click.IntRange(min=1), multiple=True, help="Waiting sessions; repeatable.  [1, 100, 1000]"
     )
     events = click.option("--events", type=click.IntRange(min=1), help="Events in each run, of every competitor.")
-    return sessions(events(command))
+    connections = click.option(
+        "--connections", type=click.IntRange(min=1), help="Of the plain drivers, in place of their fastest number."
+    )
+    return sessions(events(connections(command)))
+
+
+def _store_options(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Which store; the first of ``names`` is the default."""
+
+    def add(command: Callable[..., None]) -> Callable[..., None]:
+        store = click.option("--store", type=click.Choice(names), default=names[0], show_default=True)
+        url = click.option(
+            "--url",
+            help="Of a server to use (dynamodb: its endpoint), as its plain driver takes it; else one is started.",
+        )
+        level = click.option("--durability", "level", help="That everybody is held to; valkey has disk and process.")
+        return store(url(level(command)))
+
+    return add
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -61,11 +80,15 @@ def main() -> None:
 
 
 @main.command()
+@_store_options(*STORES)
 @_append_options
 @_shared_options
-def append(sessions: tuple[int, ...], events: int | None, **options: Any) -> None:
+def append(
+    store: StoreName, sessions: tuple[int, ...], events: int | None, connections: int | None, **options: Any
+) -> None:
     """Durable appends per second, and the latency of one alone."""
-    _run([_append_benchmark(sessions, events)], **options)
+    _check_place(store, options)
+    _run([_append_benchmark(store, sessions, events, connections)], **options)
 
 
 @main.command()
@@ -92,21 +115,41 @@ def replay(**options: Any) -> None:
 @main.command("all")
 @_append_options
 @_shared_options
-def run_all(sessions: tuple[int, ...], events: int | None, **options: Any) -> None:
-    """Everything above."""
-    _run([_append_benchmark(sessions, events), get_bench.run, memory_bench.run, replay_bench.run], **options)
+def run_all(sessions: tuple[int, ...], events: int | None, connections: int | None, **options: Any) -> None:
+    """All of the above on SQLite, and in memory."""
+    append_on_sqlite = _append_benchmark("sqlite", sessions, events, connections)
+    _run([append_on_sqlite, get_bench.run, memory_bench.run, replay_bench.run], **options)
 
 
-def _append_benchmark(sessions: tuple[int, ...], events: int | None) -> Benchmark:
+def _check_place(store: StoreName, options: dict[str, Any]) -> None:
+    """Raises: `click.UsageError`."""
+    if store == "sqlite" and options["url"] is not None:
+        raise click.UsageError("sqlite has no server: choose its disk with --folder")
+    levels = STORES[store].levels
+    if options["level"] not in (None, *levels):
+        raise click.UsageError(f"{store} is measured at {' or '.join(levels)}")
+
+
+def _append_benchmark(
+    store: StoreName, sessions: tuple[int, ...], events: int | None, connections: int | None
+) -> Benchmark:
     def run(settings: Settings) -> list[Section]:
         chosen = sessions or (_QUICK_SCALES if settings.quick else _SCALES)
-        return append_bench.run(settings, chosen, events)
+        return append_bench.run(settings, store, chosen, events=events, connections=connections)
 
     return run
 
 
 def _run(
-    benchmarks: Sequence[Benchmark], *, loop: str, rounds: int, quick: bool, json_output: bool, folder: Path | None
+    benchmarks: Sequence[Benchmark],
+    *,
+    loop: str,
+    rounds: int,
+    quick: bool,
+    json_output: bool,
+    folder: Path | None,
+    url: str | None = None,
+    level: str | None = None,
 ) -> None:
     """Run, then print. A void run ends with exit code 1. A missed bar does not: the table says it."""
     errors = Console(stderr=True)
@@ -117,6 +160,8 @@ def _run(
             quick=quick,
             folder=folder,
             isolate=not quick,
+            url=url,
+            level=level,
             progress=status.update,
         )
         machine = look_at_machine(settings.parent_folder, fsyncs=_QUICK_FSYNCS if quick else 300)

@@ -14,7 +14,7 @@ from typing import Final
 import aiosqlite
 import msgspec
 
-from bench.competitors.layout import DATABASE
+from bench.competitors.sqlite.layout import DATABASE
 from bench.figures import Bar, Figure, Section, paired
 from bench.payload import EVENT_TYPE, MESSAGE
 from bench.runner import Loop, Settings, Void, isolated, run_on

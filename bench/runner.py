@@ -6,8 +6,9 @@ import gc
 import logging
 import sys
 import tempfile
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Generator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal, TypeVar, TypeVarTuple
@@ -16,7 +17,7 @@ import anyio
 import msgspec
 import structlog
 
-__all__ = ["LOOPS", "Loop", "Settings", "Void", "isolated", "run_on"]
+__all__ = ["LOOPS", "Loop", "Settings", "Void", "empty_folder", "isolated", "quietly", "run_on"]
 
 Args = TypeVarTuple("Args")
 T = TypeVar("T")
@@ -40,6 +41,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Where the databases are made; None: the system's folder for temporary files."""
     isolate: bool = True
     """Each measurement in a fresh process, so that none inherits another's heap, threads or caches."""
+    url: str | None = None
+    """Of a server to use, as its plain driver takes it; None: start one."""
+    level: str | None = None
+    """The durability that everybody is held to; None: the store's default."""
     progress: Callable[[str], None] = lambda _line: None
 
     @property
@@ -61,14 +66,21 @@ def isolated(settings: Settings, measure: Callable[[Path], T]) -> T:
 
     ``measure`` must then be picklable. What it raises is raised here.
     """
-    with tempfile.TemporaryDirectory(dir=settings.parent_folder, prefix="holdfast-bench-") as name:
+    with empty_folder(settings) as folder:
         if not settings.isolate:
-            return _quietly(measure, Path(name))
+            return quietly(measure, folder)
         with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
-            return pool.submit(_quietly, measure, Path(name)).result()
+            return pool.submit(quietly, measure, folder).result()
 
 
-def _quietly(measure: Callable[[Path], T], folder: Path) -> T:
+@contextmanager
+def empty_folder(settings: Settings) -> Generator[Path]:
+    """A folder for one measurement, where ``settings`` say."""
+    with tempfile.TemporaryDirectory(dir=settings.parent_folder, prefix="holdfast-bench-") as name:
+        yield Path(name)
+
+
+def quietly(measure: Callable[[*Args], T], *args: *Args) -> T:
     """Log as a server in production would: errors only, and not among the figures on standard output."""
     before = structlog.get_config()
     structlog.configure(
@@ -76,6 +88,6 @@ def _quietly(measure: Callable[[Path], T], folder: Path) -> T:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
     try:
-        return measure(folder)
+        return measure(*args)
     finally:
         structlog.configure(**before)

@@ -13,38 +13,52 @@ from click.testing import CliRunner
 
 from bench import append
 from bench.cli import main
-from bench.competitors import layout
-from bench.competitors.aiosqlite_each import AiosqliteEach
-from bench.competitors.base import Workload, check_stored
+from bench.competitors.base import Place, Workload, check_stored
+from bench.competitors.sqlite import layout
+from bench.competitors.sqlite.each import AiosqliteEach
 from bench.figures import Bar, Figure, paired, percentile
 from bench.runner import LOOPS, Loop, Settings, Void, isolated
+from bench.servers import NoServer
+from bench.stores import STORES, StoreName
+from tests.servers.processes import cannot_start
 
 WORKLOAD = Workload(sessions=3, events_each=4)
 SECOND = f"incarnation = {layout.incarnation(1)}"
 
 
+COMPETITORS = [(store, name) for store, found in STORES.items() for name in found.competitors]
+
+
 @pytest.mark.parametrize("loop", LOOPS)
-@pytest.mark.parametrize("name", append.COMPETITORS)
+@pytest.mark.parametrize("name", STORES["sqlite"].competitors)
 def test_every_competitor_stores_what_it_acknowledges(name: str, loop: Loop, tmp_path: Path) -> None:
-    timing = append.measure(name, loop, WORKLOAD, tmp_path)
+    timing = append.measure("sqlite", name, loop, WORKLOAD, tmp_path)
     assert timing.events_per_s > 0
     assert timing.latencies_us == []
 
 
-@pytest.mark.parametrize("name", ["holdfast", "each", "inline", "mcp-persist"])
-def test_a_session_alone_is_timed_append_by_append(name: str, tmp_path: Path) -> None:
-    timing = append.measure(name, "asyncio", Workload(1, 5), tmp_path)
+@pytest.mark.parametrize(("store", "name"), [pair for pair in COMPETITORS if pair[1] != "bulk"])
+def test_a_session_alone_is_timed_append_by_append(store: StoreName, name: str, tmp_path: Path) -> None:
+    timing = _measure_if_there(store, name, Workload(1, 5), tmp_path)
     assert len(timing.latencies_us) == 5
 
 
+def _measure_if_there(store: StoreName, name: str, workload: Workload, folder: Path) -> append.Timing:
+    try:
+        return append.measure(store, name, "asyncio", workload, folder)
+    except NoServer as exc:
+        cannot_start(exc.message)
+
+
 def _stored_rows(tmp_path: Path, *statements: str) -> Sequence[int]:
-    append.measure("each", "asyncio", WORKLOAD, tmp_path)
+    append.measure("sqlite", "each", "asyncio", WORKLOAD, tmp_path)
+    place = Place(tmp_path, "", "", "disk")
     with sqlite3.connect(tmp_path / layout.DATABASE) as connection:
         for statement in statements:
             assert connection.execute(statement).rowcount == 1
     connection.close()
-    check_stored(AiosqliteEach(tmp_path, WORKLOAD), WORKLOAD)
-    return layout.stored(tmp_path)
+    check_stored(AiosqliteEach(place, WORKLOAD), WORKLOAD)
+    return layout.stored(place)
 
 
 def test_the_check_passes_what_is_whole(tmp_path: Path) -> None:

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, Final, NamedTuple, Protocol
 
 import anyio
 
 from bench.runner import Loop, Void
 
-__all__ = ["Competitor", "Workload", "await_appends", "check_stored"]
+__all__ = ["Competitor", "Flush", "Place", "Workload", "await_appends", "check_stored", "flushes"]
+
+_FLUSH_EVENTS: Final = 1_000
+
+
+class Place(NamedTuple):
+    """Where one run keeps its data. Nothing of another run is there."""
+
+    folder: Path
+    """Empty as the run begins, but for a server's own data."""
+    url: str
+    """As the plain driver takes it: of the server, or of the database file."""
+    name: str
+    """All that is stored on a server goes below it: a schema, a prefix of keys, or a table."""
+    level: str
+    """The durability that everybody is held to: "disk", for instance."""
 
 
 class Workload(NamedTuple):
@@ -19,6 +34,8 @@ class Workload(NamedTuple):
 
     sessions: int
     events_each: int
+    connections: int | None = None
+    """How many connections a plain driver gets; None: as many as were its fastest."""
 
     @property
     def events(self) -> int:
@@ -35,7 +52,7 @@ class Competitor(Protocol):
     batches: ClassVar[bool]
     """Whether it shares one flush between sessions. One that does not gets fewer events, to end in time."""
 
-    def __init__(self, folder: Path, workload: Workload) -> None: ...
+    def __init__(self, place: Place, workload: Workload) -> None: ...
 
     async def setup(self) -> None:
         """Open the store, create the sessions, prepare all that is not to be measured."""
@@ -81,6 +98,27 @@ async def await_appends(
                 tasks.start_soon(session, index)
             else:
                 tasks.start_soon(timed_session, index, latencies_s)
+
+
+class Flush(NamedTuple):
+    """What one transaction of a bulk load appends."""
+
+    events: Sequence[tuple[int, int]]
+    """The session's index and the event's number."""
+    heads: Mapping[int, tuple[int, int]]
+    """By index: the last number, and how many events were added."""
+
+
+def flushes(sessions: Sequence[int], events_each: int) -> Iterator[Flush]:
+    """Every session's first event, then every session's second, and so on, cut into transactions of 1,000."""
+    total = len(sessions) * events_each
+    for begin in range(0, total, _FLUSH_EVENTS):
+        places = range(begin, min(begin + _FLUSH_EVENTS, total))
+        events = [(sessions[place % len(sessions)], place // len(sessions) + 1) for place in places]
+        heads: dict[int, tuple[int, int]] = {}
+        for index, seq in events:
+            heads[index] = (seq, heads.get(index, (0, 0))[1] + 1)
+        yield Flush(events, heads)
 
 
 def check_stored(competitor: Competitor, workload: Workload) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Final
 
+from bench.competitors.base import Place
 from bench.payload import EVENT_TYPE, MESSAGE_JSON
 from bench.runner import Void
 from holdfast.backends.sqlite.config import SQLiteConfig
@@ -23,6 +24,7 @@ __all__ = [
     "event_row",
     "head_row",
     "incarnation",
+    "store_url",
     "stored",
 ]
 
@@ -83,9 +85,13 @@ def head_row(index: int, seq: int, time_us: int, units: int = 1) -> tuple[object
     return (seq, time_us, units, incarnation(index))
 
 
-def stored(folder: Path) -> Sequence[int]:
+def store_url(place: Place) -> str:
+    return f"sqlite:///{place.folder / DATABASE}?durability={place.level}"
+
+
+def stored(place: Place) -> list[int]:
     """How many events each session has; see `Competitor.stored`."""
-    with connect(folder) as connection:
+    with connect(place.folder) as connection:
         rows: list[tuple[int, int, int, int]] = connection.execute(
             "SELECT count(*), min(seq), max(seq), last_seq FROM events JOIN sessions USING (incarnation) "
             "GROUP BY incarnation"

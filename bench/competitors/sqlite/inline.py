@@ -5,11 +5,10 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import ClassVar
 
-from bench.competitors import layout
-from bench.competitors.base import Workload, await_appends
+from bench.competitors.base import Place, Workload, await_appends
+from bench.competitors.sqlite import layout
 from bench.runner import LOOPS, Loop
 
 
@@ -20,15 +19,15 @@ class Sqlite3Inline:
     loops: ClassVar[tuple[Loop, ...]] = LOOPS
     batches: ClassVar[bool] = False
 
-    def __init__(self, folder: Path, workload: Workload) -> None:
-        self._folder = folder
+    def __init__(self, place: Place, workload: Workload) -> None:
+        self._place = place
         self._workload = workload
         self._last_seq = [0] * workload.sessions
         self._connection: sqlite3.Connection | None = None
 
     async def setup(self) -> None:
-        layout.create_database(self._folder, self._workload.sessions)
-        self._connection = sqlite3.connect(self._folder / layout.DATABASE)
+        layout.create_database(self._place.folder, self._workload.sessions)
+        self._connection = sqlite3.connect(self._place.folder / layout.DATABASE)
         for pragma in layout.PRAGMAS:
             self._connection.execute(pragma)
 
@@ -50,4 +49,4 @@ class Sqlite3Inline:
             self._connection.close()
 
     def stored(self) -> Sequence[int]:
-        return layout.stored(self._folder)
+        return layout.stored(self._place)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Awaitable, Sequence
 from contextlib import AsyncExitStack, closing
-from pathlib import Path
 from typing import ClassVar
 
 from mcp_persist import SQLiteEventStore
 from mcp_types import JSONRPCNotification
 
-from bench.competitors.base import Workload, await_appends
+from bench.competitors.base import Place, Workload, await_appends
 from bench.payload import MESSAGE
 from bench.runner import Loop
 
@@ -30,8 +29,8 @@ class McpPersist:
     loops: ClassVar[tuple[Loop, ...]] = ("asyncio", "uvloop")
     batches: ClassVar[bool] = False
 
-    def __init__(self, folder: Path, workload: Workload) -> None:
-        self._path = folder / _DATABASE
+    def __init__(self, place: Place, workload: Workload) -> None:
+        self._path = place.folder / _DATABASE
         self._workload = workload
         self._streams = [f"session-{index + 1}:_GET_stream" for index in range(workload.sessions)]
         self._message = JSONRPCNotification.model_validate(MESSAGE)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import ClassVar
 
 import aiosqlite
 import anyio
 
-from bench.competitors import layout
-from bench.competitors.base import Workload, await_appends
+from bench.competitors.base import Place, Workload, await_appends
+from bench.competitors.sqlite import layout
 from bench.runner import Loop
 
 
@@ -25,16 +24,16 @@ class AiosqliteEach:
     loops: ClassVar[tuple[Loop, ...]] = ("asyncio", "uvloop")
     batches: ClassVar[bool] = False
 
-    def __init__(self, folder: Path, workload: Workload) -> None:
-        self._folder = folder
+    def __init__(self, place: Place, workload: Workload) -> None:
+        self._place = place
         self._workload = workload
         self._last_seq = [0] * workload.sessions
         self._lock = anyio.Lock()
         self._connection: aiosqlite.Connection | None = None
 
     async def setup(self) -> None:
-        layout.create_database(self._folder, self._workload.sessions)
-        self._connection = await aiosqlite.connect(self._folder / layout.DATABASE)
+        layout.create_database(self._place.folder, self._workload.sessions)
+        self._connection = await aiosqlite.connect(self._place.folder / layout.DATABASE)
         for pragma in layout.PRAGMAS:
             await self._connection.execute(pragma)
 
@@ -58,4 +57,4 @@ class AiosqliteEach:
             await self._connection.close()
 
     def stored(self) -> Sequence[int]:
-        return layout.stored(self._folder)
+        return layout.stored(self._place)

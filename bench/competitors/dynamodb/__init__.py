@@ -1,0 +1,1 @@
+"""DynamoDB, that is, an emulator of it."""

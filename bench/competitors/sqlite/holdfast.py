@@ -1,0 +1,16 @@
+"""Holdfast on SQLite, the file shared (other processes may write too)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bench.competitors.embedded import Embedded
+from bench.competitors.sqlite import layout
+
+
+class HoldfastSqlite(Embedded):
+    def url(self) -> str:
+        return layout.store_url(self.place)
+
+    def stored(self) -> Sequence[int]:
+        return layout.stored(self.place)
