@@ -71,7 +71,8 @@ async def test_reversed_orders_do_not_deadlock(
     async def write(lane: Direct, *, backwards: bool) -> None:
         for turn in range(30):
             writes = [blind(head, events=[new_event("x")]) for head in heads]
-            writes += [creation(new_head(f"n{turn}-{number}", clock.now_us())) for number in range(5)]
+            if turn % 2:
+                writes += [creation(new_head(f"n{turn}-{number}", clock.now_us())) for number in range(5)]
             outcomes = await lane.commit(*(reversed(writes) if backwards else writes))
             assert {outcome.status for outcome in outcomes} <= {Status.COMMITTED, Status.EXISTS}
 
@@ -80,7 +81,7 @@ async def test_reversed_orders_do_not_deadlock(
             tasks.start_soon(lambda lane=lane, backwards=bool(backwards): write(lane, backwards=backwards))
     for head in heads:
         assert [event.seq for event in await direct.events(head)] == list(range(1, 61))
-    for turn in range(30):
+    for turn in range(1, 30, 2):
         assert await direct.exists(f"n{turn}-0")
 
 
@@ -241,6 +242,28 @@ async def test_exhausted_pool_says_so(make_backend: MakeBackend, clock: ManualCl
             await backend.load([LoadRequest("s")])
         assert caught.value.limit == 1
     assert await backend.load([LoadRequest("s")]) == [None]
+
+
+async def test_black_hole_takes_a_bounded_time(behind: PostgresBackend, proxy: TcpProxy, clock: ManualClock) -> None:
+    """C44: nobody answers, not even with an error: calls end, the next ones do not wait for the same connections."""
+    direct = Direct(behind, clock)
+    head = await direct.create("s")
+    proxy.black_hole()
+    with anyio.fail_after(8):
+        async with anyio.create_task_group() as tasks:
+
+            async def read() -> None:
+                with pytest.raises(Unavailable):
+                    await behind.load([LoadRequest("s")])
+
+            for _ in range(3):
+                tasks.start_soon(read)
+            with pytest.raises(OutcomeUnknown):
+                await direct.one(blind(head, events=[new_event()]))
+    assert behind._inner is not None
+    assert behind._inner.pool.connections == 0
+    with anyio.fail_after(8):
+        await behind.close()
 
 
 async def test_durability_is_the_servers_synchronous_commit(
