@@ -54,6 +54,10 @@ _REFUSALS: Final = {
 }  # fmt: skip
 
 
+_READS: Final = {"GetItem", "BatchGetItem", "Query"}
+_METERED: Final = _READS | {"PutItem", "DeleteItem", "BatchWriteItem", "TransactWriteItems"}
+
+
 class HttpFault:
     """A planned fault: strikes ``times`` requests (None: until `heal`) that fit, after ``skip`` others."""
 
@@ -84,6 +88,10 @@ class HttpProxy:
         self.url = ""
         self.actions: Counter[str] = Counter()
         """Requests by action, those that failed included."""
+        self.metered = False
+        """Ask for the capacity that each request consumes, and add it up."""
+        self.read_units = 0.0
+        self.write_units = 0.0
         self._endpoint: Final = endpoint
         self._faults: list[HttpFault] = []
         self._loop: Final = asyncio.new_event_loop()
@@ -165,12 +173,25 @@ class HttpProxy:
 
     async def _forward(self, request: web.Request, body: bytes) -> web.Response:
         assert self._client is not None
-        headers = {name: value for name, value in request.headers.items() if name != "Host"}
+        headers = {name: value for name, value in request.headers.items() if name not in ("Host", "Content-Length")}
+        action = request.headers.get("X-Amz-Target", "").rpartition(".")[2]
+        if self.metered and action in _METERED:
+            body = json.dumps(json.loads(body) | {"ReturnConsumedCapacity": "INDEXES"}).encode()
         async with self._client.request(
             request.method, self._endpoint + request.path_qs, data=body, headers=headers
         ) as got:
             content = await got.read()
+            if self.metered and action in _METERED:
+                self._count(action, json.loads(content))
             return web.Response(status=got.status, body=content, content_type="application/x-amz-json-1.0")
+
+    def _count(self, action: str, answer: dict[str, Any]) -> None:
+        consumed = answer.get("ConsumedCapacity", [])
+        for each in consumed if isinstance(consumed, list) else [consumed]:
+            if action in _READS:
+                self.read_units += each["CapacityUnits"]
+            else:
+                self.write_units += each["CapacityUnits"]
 
     async def _forward_half(self, request: web.Request, body: bytes) -> web.Response:
         """Of the first table's keys or requests; the rest comes back as unprocessed."""

@@ -1,4 +1,38 @@
-"""The DynamoDB backend (package docstring follows)."""
+"""The DynamoDB backend: one table, any number of instances, nothing to run beside it.
+
+It is imported by `holdfast.open("dynamodb://…")`, not by `import holdfast`.
+
+The items of a session have its id as partition key ``pk``; by sort key ``sk`` they are:
+
+``H``
+    The head. Attributes: ``i`` the incarnation, ``r`` a revision that each write raises, ``d`` the packed
+    rest (`items.Record`): times, status, metadata, numbers; small state; the *tail*, which are the newest
+    events; and the *marks*, which are the last flushes of the lanes that wrote to it lately, with their
+    outcomes. Every write is conditional on (``i``, ``r``). Most writes are one PutItem of it.
+``E#<incarnation>#<last seq>``
+    Consecutive events, packed. Only committed ones, ever: they come in the transaction that commits
+    them, or are copied from the tail before that is emptied. So what lies behind a cursor is one range of
+    keys, an item that is there twice does no harm, and trimming deletes whole items and filters the rest.
+``S#<incarnation>#<generation>#<hash of key>``
+    One key's value that is too large for the head, written in a transaction with it. ``cleared`` begins
+    a new generation; what is of an older one is not there.
+
+What is of another incarnation or generation than the head says is *debris*: invisible, and removed by
+the write that made it, if it is not much, or by `Backend.trim` and `Backend.expire`. A deleted or
+expired session's head stays for an hour as a *tombstone*, which remembers the flushes that got it there.
+
+Indexes, all with keys only and on attributes of heads that ordinary writes do not change:
+
+``live`` (``l``, ``i``)
+    Live sessions in eight partitions, by incarnation: lists, counts.
+``owned`` (``o``, ``i``)
+    The same of one owner.
+``due`` (``e``, ``u``)
+    When to look at a head: ``D`` whether a session has expired (touches leave it as it is; the janitor
+    files anew what is still alive), ``T`` whether a tombstone can go, ``G`` one with debris beside it.
+
+``ttl`` is the attribute for native TTL. It is set on what can go by itself without leaving anything behind.
+"""
 
 from __future__ import annotations
 
