@@ -50,6 +50,9 @@ class Recovery:
                     await self._restart(self._crash)
                 elif not await self._reload():
                     return
+            # Also where nothing was left to wait for: a read may have brought the state meanwhile.
+            if not (actor.ended or actor.scheduled or actor.restarting):
+                actor.next_turn()
         finally:
             self._running = False
 
@@ -60,8 +63,6 @@ class Recovery:
         except HoldfastError as exc:
             self._actor.fail_waiting(Unavailable(f"the session's state could not be read: {exc}"))
             return False
-        if not self._actor.scheduled:
-            self._actor.next_turn()
         return True
 
     async def _restart(self, crash: Exception) -> None:
