@@ -16,10 +16,33 @@ import sniffio
 
 from holdfast.errors import StoreClosed
 
-__all__ = ["Bridge"]
+__all__ = ["Bridge", "HeadStart"]
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
+
+
+_HEAD_START_S: Final = 0.002
+
+
+class HeadStart:
+    """For work in another thread that is worth starting before the event loop goes on with its own.
+
+    The loop's thread stands still until the work is about to leave the interpreter for long, but not
+    for more than 2 ms. Else it would begin only when the loop has nothing left to do.
+    """
+
+    def __init__(self) -> None:
+        self._running: Final = threading.Lock()
+        self._running.acquire()
+
+    def begun(self) -> None:
+        """The work says so, once."""
+        self._running.release()
+
+    def wait(self) -> None:
+        if self._running.acquire(timeout=_HEAD_START_S):
+            self._running.release()  # there may be a thread on either side of the bridge
 
 
 class Bridge:
@@ -55,8 +78,8 @@ class Bridge:
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(thread.join)
 
-    async def call(self, function: Callable[[*Ts], Awaitable[T]], *args: *Ts) -> T:
-        """``await function(*args)`` on the driver's loop.
+    async def call(self, function: Callable[[*Ts], Awaitable[T]], *args: *Ts, head_start: HeadStart | None = None) -> T:
+        """``await function(*args)`` on the driver's loop. It waits for ``head_start`` itself, too.
 
         Raises what the function raises, and `StoreClosed` if the bridge is stopped meanwhile.
         A cancellation reaches the function, and the caller leaves only when the function has
@@ -66,7 +89,7 @@ class Bridge:
             return await function(*args)
         if self._loop is None:
             raise StoreClosed("the store is closing")
-        return await _Call(function, args).run(self._loop)
+        return await _Call(function, args).run(self._loop, head_start)
 
 
 def _run(loop: asyncio.AbstractEventLoop) -> None:
@@ -99,13 +122,15 @@ class _Call(Generic[T]):
         self._token: Final = trio.lowlevel.current_trio_token()
         self._task: asyncio.Task[T] | None = None
 
-    async def run(self, loop: asyncio.AbstractEventLoop) -> T:
+    async def run(self, loop: asyncio.AbstractEventLoop, head_start: HeadStart | None) -> T:
         import trio
 
         try:
             loop.call_soon_threadsafe(self._start)
         except RuntimeError as exc:
             raise StoreClosed("the store is closed") from exc
+        if head_start is not None:
+            head_start.wait()
         try:
             await self._ended.wait()
         except trio.Cancelled:

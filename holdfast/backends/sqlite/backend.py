@@ -25,7 +25,7 @@ from holdfast.backends.base import (
     Snapshot,
     TrimPolicy,
 )
-from holdfast.backends.bridge import Bridge
+from holdfast.backends.bridge import Bridge, HeadStart
 from holdfast.backends.sqlite import commit, reads, upkeep
 from holdfast.backends.sqlite.checkpoint import has_wal_bug
 from holdfast.backends.sqlite.config import SQLiteConfig
@@ -127,11 +127,11 @@ class SQLiteBackend:
         trusted = trusted_flush(batch)
         if trusted is None or len(batch.writes) < _MANY_WRITES:
             return await self._write_connection_run(lambda connection: self._thread.commit(connection, batch, trusted))
-        writer = self._opened(self._writer)
+        head_start = HeadStart()
+        function = partial(self._thread.commit, batch=batch, trusted=trusted, head_start=head_start)
         with translated():
-            return await self._bridge.call(
-                writer.run_beside, lambda connection, started: self._thread.commit(connection, batch, trusted, started)
-            )
+            run = self._opened(self._writer).run_ahead
+            return await self._bridge.call(run, function, head_start, head_start=head_start)
 
     async def resolve(self, marker: Marker) -> list[Outcome] | None:
         return await self._write_connection_run(lambda connection: commit.resolve_marker(connection, marker))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
 
 from holdfast.backends.base import Batch, Head, Marker, Outcome, SessionWrite, Status
+from holdfast.backends.bridge import HeadStart
 from holdfast.backends.rules import advance, judge, outcome
 from holdfast.backends.sqlite.connection import single_statement, write_transaction
 from holdfast.backends.sqlite.flush import FlushRows
@@ -23,13 +24,14 @@ _decode: Final = msgspec.msgpack.Decoder(list[Outcome]).decode
 
 
 def commit_batch(
-    connection: sqlite3.Connection, batch: Batch, trusted: TrustedFlush | None, started: Callable[[], None]
+    connection: sqlite3.Connection, batch: Batch, trusted: TrustedFlush | None, head_start: HeadStart | None = None
 ) -> list[Outcome]:
-    """`Backend.commit`. ``trusted``: the same batch, to be tried first, after a call to ``started``."""
+    """`Backend.commit`. ``trusted``: the same batch, to be tried first; ``head_start`` ends when it begins."""
     if trusted is not None:
         try:
             with single_statement(connection, io_error=OutcomeUnknown):
-                started()
+                if head_start is not None:
+                    head_start.begun()
                 trusted.rows.write(connection)
         except sqlite3.IntegrityError:  # a hint was wrong, or an id is taken; nothing is written
             pass

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import os
 import sqlite3
-import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from typing import Final, TypeVar
 
 import aiosqlite
 
+from holdfast.backends.bridge import HeadStart
 from holdfast.backends.sqlite.config import SQLiteConfig
 from holdfast.backends.sqlite.errors import translate
 from holdfast.backends.sqlite.flush import prepare_connection
@@ -41,7 +41,6 @@ T = TypeVar("T")
 _Step = Callable[[sqlite3.Connection], object]
 
 _LOCK_RETRY_S: Final = 0.01
-_HEAD_START_S: Final = 0.002
 _STATEMENTS: Final = 256
 """Prepared statements kept per connection: more than there are forms of bulk statements."""
 _PAGE_BYTES: Final = 4_096
@@ -74,17 +73,10 @@ class Connection(aiosqlite.Connection):
         """
         return await self._submit(function)
 
-    async def run_beside(self, function: Callable[[sqlite3.Connection, Callable[[], None]], T]) -> T:
-        """As `run`, for work that is worth starting before the event loop goes on with its own.
-
-        The loop's thread stands still until the function calls its second argument, which it does
-        when it is about to leave the interpreter for long; at most `_HEAD_START_S`. Else it would have
-        to wait until the loop has nothing left to do, and then the loop for it.
-        """
-        started = threading.Lock()
-        started.acquire()
-        future = self._submit(lambda connection: function(connection, started.release))
-        started.acquire(timeout=_HEAD_START_S)
+    async def run_ahead(self, function: Callable[[sqlite3.Connection], T], head_start: HeadStart) -> T:
+        """As `run`, with a head start before this event loop."""
+        future = self._submit(function)
+        head_start.wait()
         return await future
 
     def _submit(self, function: Callable[[sqlite3.Connection], T]) -> asyncio.Future[T]:

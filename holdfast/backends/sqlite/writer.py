@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Final, TypeVar
 
 from holdfast.backends.base import Batch, Outcome
+from holdfast.backends.bridge import HeadStart
 from holdfast.backends.sqlite import schema
 from holdfast.backends.sqlite.checkpoint import Checkpointer
 from holdfast.backends.sqlite.commit import commit_batch
@@ -45,12 +46,12 @@ class WriterThread:
         connection: sqlite3.Connection,
         batch: Batch,
         trusted: TrustedFlush | None,
-        started: Callable[[], None] = lambda: None,
+        head_start: HeadStart | None = None,
     ) -> list[Outcome]:
         if batch.durability is not self._durability:
             set_durability(connection, batch.durability)
             self._durability = batch.durability
-        outcomes = commit_batch(connection, batch, trusted, started)
+        outcomes = commit_batch(connection, batch, trusted, head_start)
         self._after_commit(connection)
         return outcomes
 
