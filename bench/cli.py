@@ -1,9 +1,10 @@
-"""The command line: ``python -m bench append | get | memory | replay | all``."""
+"""The command line: ``python -m bench append | live | scaling | units | get | memory | replay | all``."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -12,8 +13,10 @@ from rich.console import Console
 
 from bench import append as append_bench
 from bench import get as get_bench
+from bench import live as live_bench
 from bench import memory as memory_bench
 from bench import replay as replay_bench
+from bench import scaling as scaling_bench
 from bench.figures import Section
 from bench.machine import look_at_machine
 from bench.report import Report, as_json, print_report
@@ -110,6 +113,35 @@ def memory(**options: Any) -> None:
 def replay(**options: Any) -> None:
     """Reading 10,000 events back."""
     _run([replay_bench.run], **options)
+
+
+@main.command()
+@_store_options("postgres", "valkey", "sqlite")
+@click.option("--rate", type=click.IntRange(min=1), help="Events per second.  [1000]")
+@_shared_options
+def live(store: StoreName, rate: int | None, **options: Any) -> None:
+    """From an append in one instance to a subscriber in another."""
+    _check_place(store, options)
+    _run([partial(live_bench.run, store=store, rate=rate)], **options)
+
+
+@main.command()
+@_store_options("postgres", "valkey", "sqlite", "dynamodb")
+@_shared_options
+def scaling(store: StoreName, **options: Any) -> None:
+    """One, two and four instances on one store."""
+    _check_place(store, options)
+    _run([partial(scaling_bench.run, store=store)], **options)
+
+
+@main.command()
+@_shared_options
+@click.option("--url", help="The endpoint of a DynamoDB to use; else an emulator is started.")
+def units(**options: Any) -> None:
+    """What an append costs on DynamoDB."""
+    from bench import units as units_bench  # imports the driver
+
+    _run([units_bench.run], **options)
 
 
 @main.command("all")

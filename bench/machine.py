@@ -13,7 +13,7 @@ import msgspec
 
 from bench.figures import percentile
 
-__all__ = ["Machine", "look_at_machine"]
+__all__ = ["Machine", "look_at_machine", "usable_cores"]
 
 _BLOCK = b"\x5a" * 4096
 
@@ -39,7 +39,7 @@ def look_at_machine(folder: Path, *, fsyncs: int = 300) -> Machine:
     latencies = _fsync_latencies_us(folder, fsyncs)
     return Machine(
         cpu=_cpu_model(),
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        cores=usable_cores(),
         load=os.getloadavg()[0],
         system=f"{platform.system()} {platform.release()}",
         python=f"{platform.python_implementation()} {platform.python_version()}",
@@ -48,6 +48,10 @@ def look_at_machine(folder: Path, *, fsyncs: int = 300) -> Machine:
         fsync_p50_us=percentile(latencies, 0.50),
         fsync_p99_us=percentile(latencies, 0.99),
     )
+
+
+def usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _fsync_latencies_us(folder: Path, count: int) -> list[float]:

@@ -27,8 +27,8 @@ class Embedded:
 
     def __init__(self, place: Place, workload: Workload) -> None:
         self.place = place
-        self._workload = workload
-        self._sessions: list[holdfast.Session] = []
+        self.workload = workload
+        self.sessions: list[holdfast.Session] = []
         self._resources = AsyncExitStack()
 
     def url(self) -> str:
@@ -40,15 +40,15 @@ class Embedded:
 
     async def setup(self) -> None:
         store = await self._resources.enter_async_context(holdfast.open(self.url()))
-        self._sessions = await create_sessions(store, self._workload.sessions)
+        self.sessions = await create_sessions(store, self.workload.sessions)
 
     async def run(self, latencies_s: list[float] | None) -> None:
-        sessions = self._sessions
+        sessions = self.sessions
 
         def append(index: int) -> Awaitable[object]:
             return sessions[index].append(MESSAGE, type=EVENT_TYPE)
 
-        await await_appends(self._workload, latencies_s, append)
+        await await_appends(self.workload, latencies_s, append)
 
     async def close(self) -> None:
         await self._resources.aclose()
