@@ -1,11 +1,18 @@
-"""The contract kit, bound to DynamoDB emulators: two backends on one table are two instances."""
+"""The contract kit, bound to DynamoDB emulators: two backends on one table are two instances.
+
+All of it on asyncio against the faster emulator; the backend's own part on trio too, and against the other.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from typing import ClassVar
+import json
+import re
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
+from aiobotocore.client import AioBaseClient
 
 from holdfast.backends.base import Backend, Batch, Marker
 from holdfast.backends.dynamodb import DynamoDBBackend
@@ -13,8 +20,11 @@ from holdfast.model import Durability
 from holdfast.testing import ManualClock
 from holdfast.testing.contract import BackendContract, MakeBackend, StoreContract
 from holdfast.testing.contract.direct import Direct, blind, new_event, texts
-from tests.servers.dynamodb import config_for, fast_endpoint
+from tests.servers.dynamodb import config_for, fast_endpoint, ministack_endpoint
 
+PAGE = Path(__file__).parents[2] / "docs/dynamodb.md"
+CREATES = {"CreateTable", "DescribeTimeToLive", "UpdateTimeToLive"}
+"""Allowed where the table is made."""
 
 POLLED = {
     "test_replay_joins_live_while_writers_write",
@@ -24,6 +34,13 @@ POLLED = {
 }
 
 
+def permitted() -> set[str]:
+    """The actions of the policy in the docs; a transaction is permitted by what it holds."""
+    [policy] = re.findall(r"```json\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    [statement] = json.loads(policy)["Statement"]
+    return {action.removeprefix("dynamodb:") for action in statement["Action"]} | {"TransactWriteItems"} | CREATES
+
+
 class PatientClock(ManualClock):
     """A wait of less than its resolution is one of it; else a poll that waits for so little stops the time."""
 
@@ -31,8 +48,10 @@ class PatientClock(ManualClock):
         await super().sleep(max(seconds, 1e-6) if seconds > 0 else 0)
 
 
-class TestDynamoDB(BackendContract, StoreContract):
-    mass_expiry_sessions: ClassVar[int] = 200
+class Binding:
+    """What is DynamoDB's own, whichever server and loop."""
+
+    endpoint: ClassVar[Any] = staticmethod(fast_endpoint)
 
     @pytest.fixture
     def clock(self) -> ManualClock:
@@ -40,17 +59,22 @@ class TestDynamoDB(BackendContract, StoreContract):
 
     @pytest.fixture
     def make_backend(self) -> MakeBackend:
-        config = config_for(fast_endpoint())
+        config = config_for(self.endpoint())
         return lambda: DynamoDBBackend(config)
 
     @pytest.fixture(autouse=True)
-    async def time_flows(self, request: pytest.FixtureRequest, clock: ManualClock) -> AsyncIterator[None]:
-        """The engine learns of other instances' commits by polling, by the clock."""
-        if request.node.originalname not in POLLED:
-            yield
-            return
-        async with clock.flowing():
-            yield
+    def only_permitted_actions(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        """The policy in the docs is enough for each test of the kit."""
+        called = set[str]()
+        original = AioBaseClient._make_api_call
+
+        async def recorded(client: Any, action: str, params: Any) -> Any:
+            called.add(action)
+            return await original(client, action, params)
+
+        monkeypatch.setattr(AioBaseClient, "_make_api_call", recorded)
+        yield
+        assert called <= permitted()
 
     async def test_marker_survives_restart(
         self, direct: Direct, backend: Backend, make_backend: MakeBackend, clock: ManualClock
@@ -77,3 +101,37 @@ class TestDynamoDB(BackendContract, StoreContract):
             assert texts(await Direct(again, clock).events(head)) == ["once"]
         finally:
             await again.close()
+
+
+class TestDynamoDB(Binding, BackendContract, StoreContract):
+    mass_expiry_sessions: ClassVar[int] = 200
+
+    @pytest.fixture(scope="module", params=["asyncio"])
+    @classmethod
+    def anyio_backend(cls, request: pytest.FixtureRequest) -> Any:
+        return request.param
+
+    @pytest.fixture(autouse=True)
+    async def time_flows(self, request: pytest.FixtureRequest, clock: ManualClock) -> AsyncIterator[None]:
+        """The engine learns of other instances' commits by polling, by the clock."""
+        if request.node.originalname not in POLLED:
+            yield
+            return
+        async with clock.flowing():
+            yield
+
+
+class TestDynamoDBOnTrio(Binding, BackendContract):
+    @pytest.fixture(scope="module", params=["trio"])
+    @classmethod
+    def anyio_backend(cls, request: pytest.FixtureRequest) -> Any:
+        return request.param
+
+
+class TestDynamoDBOnMinistack(Binding, BackendContract):
+    endpoint: ClassVar[Any] = staticmethod(ministack_endpoint)
+
+    @pytest.fixture(scope="module", params=["asyncio"])
+    @classmethod
+    def anyio_backend(cls, request: pytest.FixtureRequest) -> Any:
+        return request.param
