@@ -10,6 +10,7 @@ import pytest
 from holdfast.integrations.mcp import REQUEST_LOST
 from holdfast.integrations.mcp.keys import REQUEST_KEY
 from holdfast.model import Cursor
+from holdfast.supervisor.session import Session
 from tests.integrations.harness import PATH, Events, call, headers, initialize, message, resumed, tool_call
 from tests.integrations.test_streams import begin, progress
 
@@ -135,18 +136,30 @@ async def test_the_record_is_there_while_it_runs_and_gone_afterwards(start: Any,
     assert stored == ["priming", "message", "message", "response"]
 
 
-async def test_two_who_end_it_in_one_process_store_one_end(start: Any, gate: Any) -> None:
-    """A resume, and the clean-up after a server that failed."""
+async def test_two_who_end_it_in_one_process_store_one_end(start: Any, gate: Any, clock: Any) -> None:
+    """A resume, and the clean-up after a server that failed. One has claimed it when the others look."""
     first = await start(instance_name="web-1")
     session_id = await initialize(first.http)
     seen = await begin(first.http, session_id, gate, 1, of=2)
     await first.kill()
     second = await start(instance_name="web-1")
     session = await second.store.require(session_id)
-    requests = second.manager.new_event_store(session).requests
+    claimed = anyio.Event()
+
+    class Slow(Session):
+        async def compare_and_set(self, *args: Any, **options: Any) -> int:
+            version = await super().compare_and_set(*args, **options)
+            claimed.set()
+            await clock.settle()
+            return version
+
+    slow = Slow(session._engine, session._checks, session.id, session.incarnation)
+    requests = second.manager.new_event_store(slow).requests
     with anyio.fail_after(5):
         async with anyio.create_task_group() as tasks:
-            for _ in range(3):
+            tasks.start_soon(requests.end_if_lost, Cursor.parse(seen[-1].id))
+            await claimed.wait()
+            for _ in range(2):
                 tasks.start_soon(requests.end_if_lost, Cursor.parse(seen[-1].id))
     stored = [event.type for event in await session.events(stream="1")]
     assert stored == ["priming", "message", "response"]
@@ -232,16 +245,15 @@ async def test_an_answer_reaches_the_instance_that_asked(start: Any) -> None:
     assert "Ada" in final.data["result"]["structuredContent"]["result"]
 
 
-async def test_an_answer_at_another_instance_is_refused_clearly(start: Any) -> None:
+async def test_an_answer_that_nobody_waits_for_is_refused_clearly(start: Any) -> None:
     a, b = await start(), await start()
     session_id = await initialize(a.http)
-    async with a.http.stream("POST", PATH, json=tool_call("ask", 1), headers=headers(session_id)) as response:
-        _, question = await Events(response).take(2)
-        answer = message(None, id=question.data["id"], result={"action": "decline"})
-        refused = await b.http.post(PATH, json=answer, headers=headers(session_id))
+    await initialize(b.http)
+    for instance in (a, b):
+        answer = message(None, id=77, result={"action": "decline"})
+        refused = await instance.http.post(PATH, json=answer, headers=headers(session_id))
         assert refused.status_code == 400
-        assert "must reach the instance that asked" in refused.json()["error"]["message"]
-        assert (await a.http.post(PATH, json=answer, headers=headers(session_id))).status_code == 202
+        assert "nobody waits for an answer to request 77" in refused.json()["error"]["message"]
 
 
 async def test_instances_do_not_ask_under_the_same_ids(start: Any) -> None:

@@ -76,6 +76,13 @@ def test_the_transport_stores_before_it_sends_and_primes_before_it_dispatches() 
     assert router.index("store_event(") < router.index(".send(EventMessage(")
 
 
+def test_what_a_client_posts_reaches_its_server_by_the_stream_that_we_write_to() -> None:
+    post = inspect.getsource(StreamableHTTPServerTransport._handle_post_request)
+    assert "writer = self._read_stream_writer" in post
+    assert "await writer.send(session_message)" in post
+    assert StreamableHTTPServerTransport("x")._read_stream_writer is None
+
+
 def test_a_resume_is_answered_by_the_event_store_alone() -> None:
     source = inspect.getsource(StreamableHTTPServerTransport._replay_events)
     assert "stream_id = await event_store.replay_events_after(last_event_id, send_event)" in source

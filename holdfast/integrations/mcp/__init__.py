@@ -4,9 +4,9 @@ Covers the protocol versions that have sessions, up to 2025-11-25: sessions, the
 tools' state survive restarts and move between instances. `streamable_http_app` is all that most
 servers need; `current_session` gives tools their state and events.
 
-What is not carried over to another instance: the answer to a question that a tool asks the client
-(sampling, elicitation, roots) must reach the instance that asked, and ``notifications/cancelled``
-the one that runs the request. An answer at the wrong instance is refused with HTTP status 400.
+Any instance takes any message. The answer to a question that a tool asks the client (sampling, elicitation,
+roots) is handed to the instance that asked, a cancellation to the one that runs the request; the
+latter is noticed there once the request has run for a third of the lease.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ What it relies on, in mcp 2.3 (``tests/integrations/test_sdk_seam.py`` fails whe
   ``_lifespan_state``.
 - A transport turns an `EventMessage` into an SSE event by ``_create_event_data``, and has its options
   in ``_retry_interval`` and ``_idle_timeout``, its state in ``_terminated`` and ``_requests_in_flight``.
+- A transport hands what a client posts to its server by ``_read_stream_writer``.
 - A transport stores a priming event before it dispatches a request, stores every outgoing message
   before it sends it, and answers a GET with ``Last-Event-ID`` by nothing but
   `EventStore.replay_events_after` when that returns None.
@@ -37,7 +38,9 @@ from mcp.server.streamable_http import EventMessage, StreamableHTTPServerTranspo
 from mcp.server.streamable_http_manager import StreamableHTTPASGIApp, StreamableHTTPSessionManager
 from mcp.shared.dispatcher import DispatchContext, OnNotify, OnNotifyIntercept, OnRequest
 from mcp.shared.jsonrpc_dispatcher import JSONRPCDispatcher
+from mcp.shared.message import SessionMessage
 from mcp.shared.transport_context import TransportContext
+from mcp_types import JSONRPCMessage
 from starlette.applications import Starlette
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
@@ -69,6 +72,15 @@ class DurableTransport(StreamableHTTPServerTransport):
     def close_sse_stream(self, request_id: int | str) -> None:
         super().close_sse_stream(request_id)
         self._tails.close_tail(str(request_id))
+
+    async def deliver(self, message: JSONRPCMessage) -> None:
+        """Hand a message of the client's to the session's server, as if it had come in here.
+
+        Raises: `anyio.ClosedResourceError`, `anyio.BrokenResourceError` once the server has ended.
+        """
+        if self._read_stream_writer is None:
+            raise anyio.ClosedResourceError
+        await self._read_stream_writer.send(SessionMessage(message))
 
     @property
     def usable(self) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from mcp.server.context import ServerRequestContext
@@ -13,6 +15,8 @@ from holdfast.errors import InvalidInput
 from holdfast.integrations.mcp.keys import RESERVED
 from holdfast.model import Durability
 from holdfast.supervisor.session import Session
+from holdfast.supervisor.unit_of_work import UnitOfWork, numbered
+from holdfast.waiting import Ack
 
 if TYPE_CHECKING:
     from starlette.types import Scope
@@ -23,11 +27,7 @@ _SCOPE_KEY: Final = "holdfast.session"
 
 
 class ToolSession(Session):
-    """A session as tools see it: without the adapter's own keys, which begin with "mcp:".
-
-    Only `unit` can still touch them: a ``clear`` in a unit takes them too, and with them the
-    session's ability to be served by another process. Use `clear` of the session itself.
-    """
+    """A session as tools see it: without the adapter's own keys, which begin with "mcp:"."""
 
     __slots__ = ()
 
@@ -44,6 +44,33 @@ class ToolSession(Session):
             unit.result = len(unit.removes)
 
         return int(await self._compute("", compute, durability, deadline_s))
+
+    @asynccontextmanager
+    async def unit(
+        self, *, durability: Durability | None = None, deadline_s: float | None = None
+    ) -> AsyncGenerator[UnitOfWork]:
+        work = _ToolUnit(self._checks, self._engine.clock)
+        yield work
+        if work.is_empty:
+            return
+        level = self._level(durability)
+        unit = work.build(level, self._ack(level, durability))
+        await self._submit(unit, deadline_s)
+        work.events = numbered(unit, self.id, self.incarnation)
+
+
+class _ToolUnit(UnitOfWork):
+    """A unit whose ``clear`` leaves the adapter's own keys alone: which others there are is seen in its turn."""
+
+    def build(self, durability: Durability, ack: Ack | None) -> Unit:
+        unit = super().build(durability, ack)
+        if unit.cleared:
+            unit.compute = self._clear
+        return unit
+
+    def _clear(self, view: StateView, unit: Unit) -> None:
+        unit.removes = set(filter(_is_own, view.keys())) - self._sets.keys()
+        unit.sets = self._sets or None
 
 
 def _is_own(key: str) -> bool:

@@ -16,14 +16,15 @@ from mcp_types import (
     ErrorData,
     JSONRPCError,
     JSONRPCMessage,
+    JSONRPCNotification,
     JSONRPCRequest,
     JSONRPCResponse,
-    RequestId,
     jsonrpc_message_adapter,
 )
 
-from holdfast.errors import EventGap, HoldfastError, InvalidInput
-from holdfast.integrations.mcp.keys import MESSAGE, PRIMING, RESPONSE, STANDALONE
+from holdfast.errors import EventGap, HoldfastError, InvalidCursor, InvalidInput
+from holdfast.integrations.mcp.inbox import Inbox
+from holdfast.integrations.mcp.keys import INBOX, MESSAGE, PRIMING, RESPONSE, STANDALONE
 from holdfast.integrations.mcp.requests import Leases, RequestLog
 from holdfast.model import Cursor, Event
 
@@ -50,12 +51,12 @@ class SessionEventStore(EventStore):
 
     def __init__(self, session: Session, leases: Leases | None = None) -> None:
         self.requests = RequestLog(session, leases)
+        self.inbox = Inbox(session, self.requests)
         self.primes = False
         """Whether replays send a priming event (`PRIMING_MESSAGE`) where they turn live: the transport and
         the client must both know it."""
         self._session = session
         self._tails: dict[str, anyio.CancelScope] = {}
-        self._asked: set[str] = set()
 
     async def store_event(self, stream_id: str, message: JSONRPCMessage | None) -> str:
         """Store a message, or a priming event (None), and return its id.
@@ -67,7 +68,9 @@ class SessionEventStore(EventStore):
         if message is None:
             return (await self.requests.append(stream_id, PRIMING, None)).id
         if isinstance(message, JSONRPCRequest):
-            self._asked.add(str(message.id))
+            self.inbox.asks(str(message.id), stream_id)
+        elif isinstance(message, JSONRPCNotification) and message.method == "notifications/cancelled":
+            self.inbox.settled(str((message.params or {}).get("requestId")))
         final = stream_id != STANDALONE and isinstance(message, JSONRPCResponse | JSONRPCError)
         try:
             return await self._store(stream_id, message, final=final)
@@ -77,8 +80,14 @@ class SessionEventStore(EventStore):
         finally:
             if final:
                 self.requests.finished(stream_id)
+                self.inbox.stream_ended(stream_id)
 
     async def _store(self, stream_id: str, message: JSONRPCMessage, *, final: bool) -> str:
+        if isinstance(message, JSONRPCRequest):
+            question = str(message.id)
+            event = await self.requests.append(stream_id, MESSAGE, _dump(message), asks=question)
+            self.inbox.asked(question, event)
+            return event.id
         if not final:
             return (await self.requests.append(stream_id, MESSAGE, _dump(message))).id
         try:
@@ -163,6 +172,8 @@ class SessionEventStore(EventStore):
         `SessionNotFound`.
         """
         cursor = Cursor.parse(last_event_id)
+        if cursor.stream == INBOX:
+            raise InvalidCursor(last_event_id, "foreign")
         await self._session.events(after=last_event_id, stream=cursor.stream, limit=1)
         return cursor
 
@@ -177,16 +188,10 @@ class SessionEventStore(EventStore):
             scope.cancel()
 
     def close(self) -> None:
-        """End all replays."""
+        """End all replays, and wait for no answers."""
+        self.inbox.close()
         for stream in list(self._tails):
             self.close_tail(stream)
-
-    def awaits_answer(self, request_id: RequestId | None) -> bool:
-        """Whether this process asked the client under this id and was not answered yet."""
-        return str(request_id) in self._asked
-
-    def answered(self, request_id: RequestId | None) -> None:
-        self._asked.discard(str(request_id))
 
 
 async def _send(event: Event, send: EventCallback) -> bool:

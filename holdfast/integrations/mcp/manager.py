@@ -35,6 +35,7 @@ from holdfast.errors import (
     InvalidCursor,
     InvalidInput,
     LimitExceeded,
+    SessionError,
     SessionNotFound,
     StoreError,
 )
@@ -43,7 +44,8 @@ from holdfast.integrations.mcp.asgi import SendWatch, error_response, read_body,
 from holdfast.integrations.mcp.context import with_session
 from holdfast.integrations.mcp.envelope import Envelope
 from holdfast.integrations.mcp.events import SessionEventStore
-from holdfast.integrations.mcp.keys import HANDSHAKE_KEY, STANDALONE
+from holdfast.integrations.mcp.inbox import RELAYED
+from holdfast.integrations.mcp.keys import HANDSHAKE_KEY, INBOX, STANDALONE
 from holdfast.integrations.mcp.lease import Lease
 from holdfast.integrations.mcp.live import LiveSession
 from holdfast.integrations.mcp.principal import owner_of
@@ -140,9 +142,15 @@ class HoldfastSessionManager(ManagerSeam):
             _log.warning("mcp.lease_not_prolonged", error=repr(exc))
 
     async def _keep(self, live: LiveSession) -> None:
+        """What takes long is kept alive, and may be cancelled through another instance."""
         live.transport.hold()
+        first_seq = live.events.requests.first_seq
+        if first_seq is not None:
+            live.events.inbox.read(first_seq)
         try:
             await live.session.touch()
+        except SessionNotFound:  # deleted at another instance
+            await self.discard(live.session.id, live.transport)
         except HoldfastError as exc:
             _log.warning("mcp.session_not_kept", session=live.session.id, error=repr(exc))
 
@@ -215,19 +223,37 @@ class HoldfastSessionManager(ManagerSeam):
     async def _post(
         self, live: LiveSession, envelope: Envelope | None, scope: Scope, receive: Receive, send: Send
     ) -> None:
-        if envelope is None or envelope.kind == "other":
+        if envelope is not None and envelope.kind == "request":
+            with live.events.requests.admit(_check_request_id(envelope)):
+                await live.transport.handle_request(scope, receive, send)
+        elif envelope is not None and envelope.kind == "answer":
+            await self._answer(live, envelope, scope, receive, send)
+        else:
+            if envelope is not None and envelope.method in RELAYED:
+                await self._relay(live, envelope)
             await live.transport.handle_request(scope, receive, send)
-        elif envelope.kind == "answer":
-            if not live.events.awaits_answer(envelope.id):
-                raise _Refusal(_unexpected_answer(envelope.id))
+
+    async def _answer(self, live: LiveSession, envelope: Envelope, scope: Scope, receive: Receive, send: Send) -> None:
+        """To whoever asked: a handler here, or one of another instance."""
+        question = str(envelope.id)
+        if live.events.inbox.awaits(question):
             watch = SendWatch(send)
             await live.transport.handle_request(scope, receive, watch)
             if watch.succeeded:
-                live.events.answered(envelope.id)
+                live.events.inbox.settled(question)
+        elif await self._relay(live, envelope):
+            await Response(status_code=202)(scope, receive, send)
         else:
-            request_id = _check_request_id(envelope)
-            with live.events.requests.admit(request_id):
-                await live.transport.handle_request(scope, receive, send)
+            raise _Refusal(_unexpected_answer(envelope.id))
+
+    async def _relay(self, live: LiveSession, envelope: Envelope) -> bool:
+        """Leave a message for the instance that waits for it; False if no other one does."""
+        message = envelope.message()
+        try:
+            with _store_errors():
+                return message is not None and await live.events.inbox.forward(message)
+        except SessionError:
+            raise _Refusal(_not_found()) from None
 
     async def _get(self, live: LiveSession, info: SessionInfo, scope: Scope, receive: Receive, send: Send) -> None:
         """Resume a stream, or open the standalone one: which is to resume it from now."""
@@ -306,6 +332,8 @@ class HoldfastSessionManager(ManagerSeam):
             transport = self.new_transport(session.id, events)
             live = LiveSession(session, events, transport, handshake=handshake, on_end=self._ended)
             self._live[session.id] = live
+            assert self.tasks is not None
+            events.inbox.connect(self.tasks, transport.deliver)
             try:
                 await self.start(session.id, transport, live)
             except BaseException:
@@ -337,7 +365,7 @@ def _check_request_id(envelope: Envelope) -> RequestId:
     """A request's id, if it can name a stream."""
     request_id = envelope.id
     assert request_id is not None
-    if not str(request_id) or len(str(request_id)) > _MAX_REQUEST_ID or request_id == STANDALONE:
+    if not str(request_id) or len(str(request_id)) > _MAX_REQUEST_ID or request_id in (STANDALONE, INBOX):
         raise _Refusal(error_response(400, INVALID_REQUEST, "Bad Request: unusable JSON-RPC request id"))
     return request_id
 
@@ -355,6 +383,5 @@ def _unexpected_answer(request_id: RequestId | None) -> Response:
     return error_response(
         400,
         INVALID_REQUEST,
-        f"Bad Request: no request {request_id!r:.100} of this server instance waits for an answer; "
-        "answers must reach the instance that asked",
+        f"Bad Request: nobody waits for an answer to request {request_id!r:.100}: it was answered, or has ended",
     )

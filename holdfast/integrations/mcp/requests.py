@@ -21,7 +21,7 @@ import structlog
 from mcp_types import ErrorData, JSONRPCError, RequestId
 
 from holdfast.errors import Conflict, SessionError, StoreError
-from holdfast.integrations.mcp.keys import REQUEST_KEY, RESPONSE
+from holdfast.integrations.mcp.keys import QUESTION_KEY, REQUEST_KEY, RESPONSE
 from holdfast.model import Cursor
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class RequestLog:
         self._leases = leases
         self._admitted: dict[str, RequestId] = {}
         self._dispatched: dict[str, RequestId] = {}
-        self._recorded: set[str] = set()
+        self._recorded: dict[str, int] = {}
         self._claiming = anyio.Lock()
 
     @contextmanager
@@ -90,30 +90,57 @@ class RequestLog:
         """The streams of the requests that handlers work on."""
         return list(self._dispatched)
 
-    async def append(self, stream: str, type_: str, data: object) -> Event:
-        """Store one message, with the request's record if it is its first, without it if it is its last."""
+    @property
+    def first_seq(self) -> int | None:
+        """Where the oldest of them begins in the session's log; None if no record of one is stored."""
+        return min(self._recorded.values(), default=None)
+
+    async def append(self, stream: str, type_: str, data: object, *, asks: str | None = None) -> Event:
+        """Store one message, with the request's record if it is its first, without it if it is its last.
+
+        ``asks``: the id of the question that it is; a record says who waits for the answer.
+        """
         begins = self._leases is not None and stream not in self._recorded and type_ != RESPONSE and self.runs(stream)
         ends = type_ == RESPONSE and stream in self._recorded
-        if not begins and not ends:
+        asks = asks if self._leases is not None else None
+        if not begins and not ends and asks is None:
             return await self._session.append(data, type=type_, stream=stream)
         async with self._session.unit() as unit:
             if begins:
                 unit.set(REQUEST_KEY + stream, self._record(stream))
-            else:
+            elif ends:
                 unit.remove(REQUEST_KEY + stream)
+            if asks is not None:
+                unit.set(QUESTION_KEY + asks, {"lease": self._token})
             unit.append(data, type=type_, stream=stream)
         if begins:
-            self._recorded.add(stream)
+            self._recorded[stream] = unit.events[0].seq
         return unit.events[0]
 
     def _record(self, stream: str) -> dict[str, Any]:
+        return {"id": self._admitted.get(stream, self._dispatched.get(stream)), "lease": self._token}
+
+    @property
+    def _token(self) -> str:
         assert self._leases is not None
-        return {"id": self._admitted.get(stream, self._dispatched.get(stream)), "lease": self._leases.token}
+        return self._leases.token
 
     def finished(self, stream: str) -> None:
         """Its response was stored, or could not be: this process is done with it."""
         self._dispatched.pop(stream, None)
-        self._recorded.discard(stream)
+        self._recorded.pop(stream, None)
+
+    async def waits_elsewhere(self, key: str) -> bool:
+        """Whether the record under ``key`` is another process's, which is alive."""
+        if self._leases is None:
+            return False
+        record = await self._session.get(key)
+        return record is not None and record["lease"] != self._token and await self._leases.alive(record["lease"])
+
+    async def pause(self) -> None:
+        """Wait before trying again what the store could not do."""
+        if self._leases is not None:
+            await self._leases.pause()
 
     async def end_if_lost(self, cursor: Cursor) -> None:
         """Return once the request of the cursor's stream has ended; end it if nobody runs it any more.
