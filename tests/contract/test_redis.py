@@ -23,3 +23,12 @@ class TestValkeyCluster(BackendContract, StoreContract):
     def make_backend(self) -> MakeBackend:
         url = shared_url("cluster", prefix=new_prefix())
         return lambda: create_backend(url)
+
+
+class TestRedis(BackendContract):
+    """Redis 7.0, the oldest that is supported, where it is installed."""
+
+    @pytest.fixture
+    def make_backend(self) -> MakeBackend:
+        url = shared_url("redis", prefix=new_prefix())
+        return lambda: create_backend(url)

@@ -8,6 +8,8 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Final, NamedTuple, TypeVar, TypeVarTuple
 
 import anyio
+import msgspec
+from redis.exceptions import TimeoutError as DriverTimeout
 
 from holdfast.backends.base import (
     Batch,
@@ -115,13 +117,18 @@ class RedisBackend:
         )
 
     async def _is_cluster(self) -> bool:
-        """Ask the server that the settings name."""
-        node = Node(self._config)
+        """Ask the server that the settings name. Raises: `ConfigError` if it does not have our database."""
+        db, size = self._config.db, len(server.INSPECTION)
+        node = Node(msgspec.structs.replace(self._config, db=0))
         try:
-            facts = server.facts_from(await _reading(node.send, server.INSPECTION))
+            replies = await _reading(node.send, [*server.INSPECTION, *([(b"SELECT", db)] if db else [])])
         finally:
             await asyncio.shield(node.close())
-        if facts.cluster and self._config.db:
+        facts = server.facts_from(replies[:size])
+        for refusal in replies[size:]:
+            if isinstance(refusal, Exception):
+                raise ConfigError("db", f"the server has no database {db}") from refusal
+        if facts.cluster and db:
             raise ConfigError("db", "a server in cluster mode has only database 0")
         return facts.cluster
 
@@ -230,8 +237,11 @@ class RedisBackend:
 
 
 async def _reading(function: Callable[[*Ts], Awaitable[T]], *args: *Ts) -> T:
-    """A call that may simply be made again: a lost connection leaves nothing in doubt."""
-    try:
-        return await function(*args)
-    except OutcomeUnknown as exc:
-        raise Unavailable(str(exc)) from exc
+    """A call that may simply be made again, and is, once, if its connection breaks: it may have been an old one."""
+    for last in (False, True):
+        try:
+            return await function(*args)
+        except OutcomeUnknown as exc:
+            if last or isinstance(exc.__cause__, DriverTimeout):
+                raise Unavailable(str(exc)) from exc
+    raise AssertionError

@@ -70,7 +70,9 @@ class ClusterLink:
                 tasks.create_task(send(address, numbers))
         if failures:
             nothing_sent = len(failures) == len(parts) == 1 and isinstance(failures[0], Unavailable)
-            raise failures[0] if nothing_sent else OutcomeUnknown(f"not all servers answered: {failures[0]}")
+            if nothing_sent:
+                raise failures[0]
+            raise OutcomeUnknown(f"not all servers answered: {failures[0]}") from failures[0].__cause__
 
     async def _send_part(self, address: _Address, commands: Collection[tuple[Command, bool]]) -> list[Reply]:
         """To one server. A command that was redirected for once is announced as such."""

@@ -14,7 +14,7 @@ from redis.exceptions import RedisError as DriverError
 
 from holdfast.backends.redis.config import RedisConfig
 from holdfast.backends.redis.errors import translate
-from holdfast.errors import OutcomeUnknown
+from holdfast.errors import OutcomeUnknown, Unavailable
 
 __all__ = ["Argument", "Command", "Link", "Node", "Reply", "SingleLink"]
 
@@ -87,11 +87,11 @@ class Node:
         return replies
 
     async def connect(self) -> Any:
-        """A connection that is the caller's until `release`. Raises: `Unavailable`, and so on."""
+        """A connection that is the caller's until `release`. Raises: `Unavailable`."""
         try:
             return await self._pool.get_connection()
         except (DriverError, OSError) as exc:
-            raise translate(exc) from exc
+            raise Unavailable(str(translate(exc))) from exc
 
     async def release(self, connection: Any, *, reusable: bool) -> None:
         if reusable:
