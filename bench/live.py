@@ -18,7 +18,7 @@ from bench.runner import Loop, Settings, Void, empty_folder, run_on
 from bench.servers import layout_of, place
 from bench.stores import STORES, StoreName
 
-__all__ = ["Live", "Pace", "measure", "run"]
+__all__ = ["Live", "Pace", "Seen", "measure", "run"]
 
 _P50_BAR: Final = Bar(at_most=5.0)
 _P99_BAR: Final = Bar(at_most=30.0)
@@ -63,7 +63,7 @@ class Live(msgspec.Struct, frozen=True, kw_only=True):
     """From the moment at which `append` returned; negative where the subscriber was faster."""
 
 
-class _Seen(NamedTuple):
+class Seen(NamedTuple):
     """By one of the two processes."""
 
     called: _Moments
@@ -122,15 +122,15 @@ def measure(store: StoreName, loop: Loop, pace: Pace, found: Place) -> Live:
     )
 
 
-def _publisher(loop: Loop, url: str, pace: Pace) -> _Seen:
+def _publisher(loop: Loop, url: str, pace: Pace) -> Seen:
     return run_on(loop, _publish, url, pace)
 
 
-def _subscriber(loop: Loop, url: str, pace: Pace) -> _Seen:
+def _subscriber(loop: Loop, url: str, pace: Pace) -> Seen:
     return run_on(loop, _subscribe, url, pace)
 
 
-async def _publish(url: str, pace: Pace) -> _Seen:
+async def _publish(url: str, pace: Pace) -> Seen:
     """At the rate, whatever becomes of the appends before: a slow store does not slow the clock that it is held to."""
     called: _Moments = {}
     acked: _Moments = {}
@@ -150,10 +150,10 @@ async def _publish(url: str, pace: Pace) -> _Seen:
             for number in range(pace.events):
                 await anyio.sleep(max(0.0, begin + number / pace.rate - monotonic()))
                 tasks.start_soon(append, pace.session(number))
-    return _Seen(called, acked, {})
+    return Seen(called, acked, {})
 
 
-async def _subscribe(url: str, pace: Pace) -> _Seen:
+async def _subscribe(url: str, pace: Pace) -> Seen:
     arrived: _Moments = {}
     async with holdfast.open(url) as store:
         await meet()
@@ -177,7 +177,7 @@ async def _subscribe(url: str, pace: Pace) -> _Seen:
             async with anyio.create_task_group() as tasks:
                 for index in range(pace.sessions):
                     tasks.start_soon(receive, index)
-    return _Seen({}, {}, arrived)
+    return Seen({}, {}, arrived)
 
 
 def _id(index: int) -> str:

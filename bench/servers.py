@@ -25,6 +25,8 @@ __all__ = ["NoServer", "layout_of", "place"]
 class NoServer(click.ClickException):
     """The store's server cannot be started on this machine."""
 
+    exit_code = 3
+
 
 class _Layout(Protocol):
     """The module ``layout`` of a store's competitors."""

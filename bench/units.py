@@ -112,8 +112,8 @@ class _Meter:
         params["ReturnConsumedCapacity"] = "TOTAL"
 
     def read(self, parsed: dict[str, Any], **_: Any) -> None:
-        consumed = parsed.get("ConsumedCapacity", [])  # of a transaction, a list by table
-        by_table: list[dict[str, Any]] = consumed if isinstance(consumed, list) else [consumed]
+        consumed: Any = parsed.get("ConsumedCapacity", [])
+        by_table: Any = [consumed] if "CapacityUnits" in consumed else consumed  # a list if of a transaction
         self.units += sum(float(each["CapacityUnits"]) for each in by_table)
 
 

@@ -5,28 +5,31 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from time import monotonic
+from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from click.testing import CliRunner
 
-from bench import append
+from bench import append, live, servers
 from bench.cli import main
 from bench.competitors.base import Place, Workload, check_stored
 from bench.competitors.sqlite import layout
 from bench.competitors.sqlite.each import AiosqliteEach
 from bench.figures import Bar, Figure, paired, percentile
-from bench.runner import LOOPS, Loop, Settings, Void, isolated
+from bench.fleet import meet, together
+from bench.runner import LOOPS, Loop, Settings, Void, isolated, run_on
 from bench.servers import NoServer
 from bench.stores import STORES, StoreName
 from tests.servers.processes import cannot_start
+from tests.servers.valkey import raw_command
 
 WORKLOAD = Workload(sessions=3, events_each=4)
 SECOND = f"incarnation = {layout.incarnation(1)}"
-
-
-COMPETITORS = [(store, name) for store, found in STORES.items() for name in found.competitors]
 
 
 @pytest.mark.parametrize("loop", LOOPS)
@@ -37,17 +40,10 @@ def test_every_competitor_stores_what_it_acknowledges(name: str, loop: Loop, tmp
     assert timing.latencies_us == []
 
 
-@pytest.mark.parametrize(("store", "name"), [pair for pair in COMPETITORS if pair[1] != "bulk"])
-def test_a_session_alone_is_timed_append_by_append(store: StoreName, name: str, tmp_path: Path) -> None:
-    timing = _measure_if_there(store, name, Workload(1, 5), tmp_path)
+@pytest.mark.parametrize("name", ["holdfast", "each", "inline", "mcp-persist"])
+def test_a_session_alone_is_timed_append_by_append(name: str, tmp_path: Path) -> None:
+    timing = append.measure("sqlite", name, "asyncio", Workload(1, 5), tmp_path)
     assert len(timing.latencies_us) == 5
-
-
-def _measure_if_there(store: StoreName, name: str, workload: Workload, folder: Path) -> append.Timing:
-    try:
-        return append.measure(store, name, "asyncio", workload, folder)
-    except NoServer as exc:
-        cannot_start(exc.message)
 
 
 def _stored_rows(tmp_path: Path, *statements: str) -> Sequence[int]:
@@ -133,6 +129,104 @@ def test_the_whole_suite_runs_and_reports_json(loop: Loop, tmp_path: Path) -> No
     for section in report["sections"]:
         assert all(len(figure["values"]) == 1 for figure in section["figures"])
     assert list(tmp_path.iterdir()) == []
+
+
+def _quick_report(folder: Path, *arguments: str) -> Any:
+    """Of a tiny run. Skips the test where the server cannot be started."""
+    outcome = CliRunner().invoke(main, [*arguments, "--quick", "--json", "--folder", str(folder)])
+    if outcome.exit_code == NoServer.exit_code:
+        cannot_start(outcome.stderr)
+    assert outcome.exit_code == 0, outcome.output
+    assert list(folder.iterdir()) == []
+    return json.loads(outcome.stdout)["sections"]
+
+
+def _names(section: Any) -> list[str]:
+    return [figure["name"] for figure in section["figures"]]
+
+
+@pytest.mark.parametrize(
+    ("store", "loop", "sessions"), [("postgres", "trio", 2), ("valkey", "asyncio", 1), ("dynamodb", "asyncio", 1)]
+)
+def test_servers_are_started_for_each_run(store: StoreName, loop: Loop, sessions: int, tmp_path: Path) -> None:
+    which = ("--store", store, "--loop", loop, "--sessions", str(sessions), "--connections", "3")
+    sections = _quick_report(tmp_path, "append", *which)
+    assert all(STORES[store].title in section["title"] for section in sections)
+    ratios = [f"holdfast / {peer.ratio}" for peer in STORES[store].peers]
+    assert len(_names(sections[0])) == len(STORES[store].competitors) + len(ratios)
+    assert _names(sections[0])[-len(ratios) :] == ratios
+
+
+def test_everybody_is_held_to_the_same_durability(tmp_path: Path) -> None:
+    sections = _quick_report(tmp_path, "append", "--store", "valkey", "--durability", "process", "--sessions", "2")
+    assert all("Valkey at process" in section["title"] for section in sections)
+
+
+def test_a_durability_that_a_store_does_not_have_is_refused() -> None:
+    outcome = CliRunner().invoke(main, ["append", "--store", "postgres", "--durability", "process"])
+    assert outcome.exit_code == 2
+    assert "measured at disk" in outcome.stderr
+
+
+def test_a_server_that_is_named_is_left_as_it_was(tmp_path: Path) -> None:
+    with _server("valkey", tmp_path) as place:
+        (tmp_path / "run").mkdir()
+        for name in STORES["valkey"].competitors:
+            append.measure("valkey", name, "asyncio", WORKLOAD, tmp_path / "run", url=place.url)
+        assert raw_command(urlsplit(place.url).port or 0, "DBSIZE") == b":0\r\n"
+
+
+@contextmanager
+def _server(store: StoreName, folder: Path) -> Generator[Place]:
+    with ExitStack() as stack:
+        try:
+            found = stack.enter_context(servers.place(store, folder))
+        except NoServer as exc:
+            cannot_start(exc.message)
+        yield found
+
+
+def test_live_delivery_between_two_processes(tmp_path: Path) -> None:
+    (section,) = _quick_report(tmp_path, "live", "--store", "valkey")
+    call, ack = (figure["median"] for figure in section["figures"] if figure["name"].endswith("p50"))
+    assert call > ack
+    assert call > 0
+
+
+def test_an_event_that_does_not_arrive_voids_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = live.Seen({(0, 1): 1.0}, {(0, 1): 2.0}, {})
+    monkeypatch.setattr(live, "together", lambda _members: [seen, live.Seen({}, {}, {})])
+    place = Place(tmp_path, "", "", "disk")
+    with pytest.raises(Void, match="0 have arrived"):
+        live.measure("sqlite", "asyncio", live.Pace(rate=1, sessions=1, seconds=1, warm_up_s=0), place)
+
+
+def test_instances_are_measured_together(tmp_path: Path) -> None:
+    (section,) = _quick_report(tmp_path, "scaling", "--store", "sqlite")
+    assert _names(section)[:3] == ["1 instance", "2 instances", "4 instances"]
+    assert "4 instances / 1 instance" in _names(section)
+
+
+def test_a_process_that_fails_does_not_leave_the_others_waiting() -> None:
+    begin = monotonic()
+    with pytest.raises(ZeroDivisionError):
+        together([_wait, _fail])
+    assert monotonic() - begin < 60
+
+
+def _fail() -> None:
+    raise ZeroDivisionError
+
+
+def _wait() -> None:
+    run_on("asyncio", meet)
+
+
+def test_write_units_of_bursts_and_single_appends(tmp_path: Path) -> None:
+    (section,) = _quick_report(tmp_path, "units")
+    burst, awaited, pair, transaction, *_ = (figure["median"] for figure in section["figures"])
+    assert (pair, transaction) == (2.0, 4.0)
+    assert burst < awaited < pair
 
 
 def test_tables_for_people(tmp_path: Path) -> None:
