@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import anyio
+import anyio.lowlevel
 import httpx2
 import pytest
 from mcp.client.session import ClientSession
@@ -26,6 +26,7 @@ from holdfast.model import Cursor
 from holdfast.testing import FaultKind
 from tests.integrations.asgi_client import in_process
 from tests.integrations.harness import (
+    INITIALIZE,
     PATH,
     Endpoint,
     Events,
@@ -260,6 +261,47 @@ async def test_a_cancellation_of_what_runs_nowhere_is_ignored(start: Any, gate: 
         assert response.status_code == 202
     session = await a.store.require(session_id)
     assert await session.events(stream=INBOX) == []
+
+
+async def test_a_cancellation_is_found_though_the_requests_first_events_are_trimmed(
+    start: Any, gate: Any, clock: Any
+) -> None:
+    a, b = await start(), await start()
+    session_id = await initialize(a.http)
+    body = tool_call("steps", 1, progress=True, count=9)
+    async with a.http.stream("POST", PATH, json=body, headers=headers(session_id)) as response:
+        events = Events(response)
+        gate.let(3)
+        seen = await events.take(4)
+        session = await b.store.require(session_id)
+        await session.delete_events_before(seen[-1].id)
+        await clock.advance(LEASE_S / 3 + 1)
+        await b.http.post(PATH, json=cancellation(1), headers=headers(session_id))
+        await clock.advance(LEASE_S / 3 + 1)
+        with anyio.fail_after(5):
+            (final,) = await events.rest()
+    assert "error" in final.data
+
+
+# Handshake
+
+
+async def test_an_instance_learns_that_the_client_said_initialized_to_another(start: Any) -> None:
+    a, b = await start(), await start()
+    body = message("initialize", INITIALIZE, 0)
+    async with a.http.stream("POST", PATH, json=body, headers=headers()) as response:
+        session_id = response.headers["mcp-session-id"]
+        await Events(response).rest()
+    connection = a.manager._live[session_id]._connection
+    await call(a.http, session_id, message("ping", id=1))
+    assert not connection.initialized.is_set()
+    said = await b.http.post(PATH, json=message("notifications/initialized"), headers=headers(session_id))
+    assert said.status_code == 202
+    session = await b.store.require(session_id)
+    while not (await session.get(HANDSHAKE_KEY))["initialized"]:
+        await anyio.lowlevel.checkpoint()
+    await call(a.http, session_id, message("ping", id=2))
+    assert connection.initialized.is_set()
 
 
 # State

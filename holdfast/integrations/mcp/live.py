@@ -41,12 +41,14 @@ class LiveSession(ServerHooks):
         self.transport = transport
         self._handshake = handshake
         self._on_end = on_end
+        self._connection: Connection | None = None
 
     def serves(self, session: Session) -> bool:
         """Whether it is this life of the session, and still takes requests."""
         return session.incarnation == self.session.incarnation and self.transport.usable
 
     def connected(self, connection: Connection) -> None:
+        self._connection = connection
         if self._handshake is None:
             return
         try:
@@ -57,6 +59,15 @@ class LiveSession(ServerHooks):
             connection.client_params = params
         connection.protocol_version = self._handshake["protocol_version"]
         if self._handshake["initialized"]:
+            connection.initialized.set()
+
+    async def catch_up(self) -> None:
+        """Note that the client is initialized if it said so to another instance."""
+        connection = self._connection
+        if connection is None or connection.initialized.is_set():
+            return
+        handshake = await self.session.get(HANDSHAKE_KEY)
+        if handshake is not None and handshake["initialized"]:
             connection.initialized.set()
 
     def request_begins(self, request_id: int | str, method: str) -> None:

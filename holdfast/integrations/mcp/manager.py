@@ -315,6 +315,8 @@ class HoldfastSessionManager(ManagerSeam):
                     if handshake is None:
                         raise _Refusal(_not_found())
                     live = await self._start(session, handshake)
+                else:
+                    await live.catch_up()
         except (SessionNotFound, InvalidInput):
             if live is not None:
                 await self.discard(session_id, live.transport)
