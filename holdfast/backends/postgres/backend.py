@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from functools import partial
 from typing import Final, TypeVar
@@ -44,6 +45,7 @@ T = TypeVar("T")
 _log: Final = structlog.get_logger("holdfast.postgres")
 
 _PREFERRED_LANES: Final = 2
+_USUAL_COMMIT_S: Final = 1.0
 _MAX_FIELD_BYTES: Final = 1 << 28
 """A quarter of PostgreSQL's own limit on a value, which holds for an array of them too."""
 
@@ -80,6 +82,26 @@ class _Open:
             await self.end(listener)
         await self.notifier.stop()
         await self.pool.close()
+
+
+class _Once:
+    """A commit that several calls may wait for, and that no cancelled one ends."""
+
+    def __init__(self, function: Callable[[_Open], Awaitable[list[Outcome]]]) -> None:
+        self._function: Final = function
+        self._task: asyncio.Task[list[Outcome]] | None = None
+
+    async def run(self, inner: _Open) -> list[Outcome]:
+        if self._task is None:
+            self._task = asyncio.ensure_future(self._function(inner))
+            self._task.add_done_callback(_ask)
+        return await asyncio.shield(self._task)
+
+
+def _ask(task: asyncio.Task[list[Outcome]]) -> None:
+    """So that asyncio does not log an error whose receiver has left."""
+    if not task.cancelled():
+        task.exception()
 
 
 class PostgresBackend:
@@ -180,8 +202,12 @@ class PostgresBackend:
                 await self._bridge.stop()
 
     async def commit(self, batch: Batch) -> list[Outcome]:
+        """A cancellation waits for the end of a commit that takes no longer than usual."""
         self._last_now_us = max(self._last_now_us, batch.now_us)
-        return await self._call(partial(self._commit, batch))
+        call = _Once(partial(self._commit, batch))
+        with anyio.move_on_after(_USUAL_COMMIT_S, shield=True):
+            return await self._call(call.run)
+        return await self._call(call.run)
 
     async def _commit(self, batch: Batch, inner: _Open) -> list[Outcome]:
         outcomes = await inner.pool.run(lambda connection: self._committer.commit(connection, batch), commits=True)
