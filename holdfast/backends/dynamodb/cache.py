@@ -27,10 +27,14 @@ class HeadCache:
         return stored
 
     def put(self, stored: Stored) -> None:
-        """An older revision does not displace a newer one: reads and writes may end in any order."""
+        """A newer revision stays, and what is known of this one: reads and writes may end in any order."""
         known = self._heads.get(stored.id)
-        if known is not None and known.incarnation == stored.incarnation and known.rev > stored.rev:
+        if known is not None and known.incarnation == stored.incarnation and known.rev >= stored.rev:
             return
+        self.replace(stored)
+
+    def replace(self, stored: Stored) -> None:
+        """As `put`, with news that are not in the table yet."""
         self._heads[stored.id] = stored
         self._heads.move_to_end(stored.id)
         if len(self._heads) > self._entries:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import io
 import random
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
@@ -35,6 +36,7 @@ _GET_BATCH: Final = 100
 """Keys in one BatchGetItem."""
 _WRITE_BATCH: Final = 25
 """Requests in one BatchWriteItem."""
+_LARGE_BODY_BYTES: Final = 1 << 20
 
 
 class Table:
@@ -77,6 +79,7 @@ class Table:
             await exits.aclose()
             raise ConfigError("region" if "region" in str(exc) else "endpoint", str(exc)) from exc
         self._exits = exits
+        self._client.meta.events.register("before-send.dynamodb", _send_large_bodies_in_pieces)
 
     async def close(self) -> None:
         exits, self._exits, self._client = self._exits, None, None
@@ -212,6 +215,12 @@ class Table:
         values = {":p": {"S": session_id}, ":a": {"S": low}, ":b": {"S": high}}
         async for page in self.query("pk = :p AND sk BETWEEN :a AND :b", values, ConsistentRead=True, **params):
             yield page
+
+
+def _send_large_bodies_in_pieces(request: Any, **_: Any) -> None:
+    """Aiohttp warns of bodies beyond 1 MiB that are bytes: they would hold up the event loop."""
+    if isinstance(request.body, bytes) and len(request.body) > _LARGE_BODY_BYTES:
+        request.body = io.BytesIO(request.body)
 
 
 @functools.cache

@@ -207,4 +207,4 @@ class Attempt:
                     head = await bury(self._table, head)
                 else:  # the next write of the head says so
                     head = head._replace(record=structs.replace(head.record, debris=False))
-                self._cache.put(head)
+                self._cache.replace(head)

@@ -109,6 +109,8 @@ class Record(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     """There may be event items."""
     scattered: bool = False
     """There may be state items of this generation. A key is in one or in ``state``, never in both."""
+    cut_rev: int = 0
+    """Revision of the head with the last write that took state items away."""
     debris: bool = False
     """There may be items of an earlier incarnation or generation, or of a dead session."""
     state: dict[str, tuple[bytes, int]]
@@ -265,7 +267,7 @@ def state_key(incarnation: int, generation: int, key: str) -> str:
 # --- packing -----------------------------------------------------------------
 
 _decode_record: Final = msgspec.msgpack.Decoder(Record).decode
-_decode_state: Final = msgspec.msgpack.Decoder(tuple[str, int, bytes]).decode
+_decode_state: Final = msgspec.msgpack.Decoder(tuple[str, int, bytes, int]).decode
 _decode_chunk: Final = msgspec.msgpack.Decoder(tuple[int, list[PackedEvent]]).decode
 
 
@@ -295,13 +297,14 @@ def decode_head(item: Item) -> Stored:
 
 def state_item(head: Stored, key: str, raw: bytes, version: int) -> Item:
     item = key_of(head.id, state_key(head.incarnation, head.record.generation, key))
-    item["d"] = {"B": _encode((key, version, raw))}
+    item["d"] = {"B": _encode((key, version, raw, head.rev))}
     return _with_ttl(item, head.part_ttl_s)
 
 
-def decode_state(item: Item) -> tuple[str, StateValue]:
-    key, version, raw = _decode_state(item["d"]["B"])
-    return key, StateValue(raw, version)
+def decode_state(item: Item) -> tuple[str, StateValue, int]:
+    """Key, value, and the revision of the head that came with it."""
+    key, version, raw, rev = _decode_state(item["d"]["B"])
+    return key, StateValue(raw, version), rev
 
 
 class EventChunk(NamedTuple):

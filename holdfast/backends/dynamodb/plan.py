@@ -142,6 +142,8 @@ class _Draft:
         moved = self._set(stored, state)
         self._puts += [state_item(stored, key, *value) for key, value in moved.items()]
         record = msgspec.structs.replace(record, state=state, scattered=record.scattered or bool(moved))
+        if self._deletes or write.cleared:
+            record = msgspec.structs.replace(record, cut_rev=stored.rev)
         return stored._replace(record=record)
 
     def _set(self, stored: Stored, state: dict[str, tuple[bytes, int]]) -> Mapping[str, tuple[bytes, int]]:

@@ -20,11 +20,13 @@ from holdfast.backends.base import (
 from holdfast.backends.dynamodb.cache import HeadCache
 from holdfast.backends.dynamodb.client import Table
 from holdfast.backends.dynamodb.items import (
+    HEAD_KEY,
     SHARDS,
     EventChunk,
     Item,
     Stored,
     decode_chunk,
+    decode_head,
     decode_state,
     event_key,
     state_prefix,
@@ -63,27 +65,42 @@ async def load(table: Table, cache: HeadCache, requests: Sequence[LoadRequest]) 
 
 
 async def _snapshot(table: Table, stored: Stored | None, request: LoadRequest) -> Snapshot | None:
-    """The head and the state of one moment: of a head that is the same after its items were read as before."""
+    head = None if stored is None else stored.head
+    if stored is None or head is None:
+        return None
+    known = (request.incarnation, request.version) == (head.incarnation, head.version)
+    if request.head_only or known:
+        return Snapshot(head, None)
+    if not stored.record.scattered:
+        return Snapshot(head, stored.state)
     for _ in range(_TRIES):
+        stored, state = await _whole(table, request.id)
         head = None if stored is None else stored.head
         if stored is None or head is None:
             return None
-        known = (request.incarnation, request.version) == (head.incarnation, head.version)
-        if request.head_only or known:
-            return Snapshot(head, None)
-        if not stored.record.scattered:
-            return Snapshot(head, stored.state)
-        state = stored.state | await _scattered(table, stored)
-        before, stored = stored, await table.get_head(request.id)
-        if stored is not None and (stored.incarnation, stored.rev) == (before.incarnation, before.rev):
+        if state is not None:
             return Snapshot(head, state)
     raise Unavailable("the session is written to so often that its state cannot be read as of one moment")
 
 
-async def _scattered(table: Table, stored: Stored) -> dict[str, StateValue]:
+async def _whole(table: Table, session_id: str) -> tuple[Stored | None, dict[str, StateValue] | None]:
+    """The head and all state items, in one query; no state if they were not of one moment: a query need not be.
+
+    An item that was set after the head was read is of a later revision; one that was taken away is told of
+    by the head as it is afterwards.
+    """
+    found = [item async for page in table.range(session_id, HEAD_KEY, "S~") for item in page]
+    if not found or found[0]["sk"]["S"] != HEAD_KEY:
+        return None, None
+    stored = decode_head(found[0])
     prefix = state_prefix(stored.incarnation, stored.record.generation)
-    pages = table.range(stored.id, prefix, prefix + "~")
-    return dict([decode_state(item) async for page in pages for item in page])
+    items = [decode_state(item) for item in found if item["sk"]["S"].startswith(prefix)]
+    if any(rev > stored.rev for _, _, rev in items):
+        return stored, None
+    after = await table.get_head(session_id)
+    if after is None or after.incarnation != stored.incarnation or after.record.cut_rev > stored.rev:
+        return stored, None
+    return stored, stored.state | {key: value for key, value, _ in items}
 
 
 # --- events ------------------------------------------------------------------
