@@ -64,13 +64,15 @@ async def run_demo(options: DemoOptions | None = None, *, quiet: bool = False) -
 
 
 def _check(options: DemoOptions) -> None:
-    if options.url is None:
-        return
-    if options.postgres:
+    """A mistake, or a missing driver, is told before anything is started."""
+    if options.postgres and options.url is not None:
         raise ConfigError("postgres", "starts a server of the demo's own: give it or a store's URL, not both")
-    if split_url(options.url).scheme == "memory":
+    url = "postgresql://127.0.0.1/postgres" if options.postgres else options.url
+    if url is None:
+        return
+    create_backend(load(url).url)
+    if split_url(url).scheme == "memory":
         raise ConfigError("url", "a memory:// store dies with its process, which is what the demo kills")
-    create_backend(load(options.url).url)  # a mistake in it is told before anything is started
 
 
 def main(options: DemoOptions | None = None, *, json: bool = False) -> int:
