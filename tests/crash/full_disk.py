@@ -14,7 +14,7 @@ from holdfast.config import WriterConfig
 from holdfast.errors import StoreError
 from holdfast.supervisor.session import Session
 from tests.crash.ledger import Ledger, create_sessions
-from tests.crash.stores import open_store, sqlite_url
+from tests.crash.opening import open_store, sqlite_url
 
 FOLDER_BYTES = 6 << 20
 BALLAST_BYTES = 2 << 20

@@ -29,6 +29,8 @@ class Worker:
 
     def __init__(self, ledger: Ledger, url: str, *arguments: str, prefix: Sequence[str] = ()) -> None:
         self._ledger = ledger
+        self._said: str | None = None
+        """On standard error; not None when it has ended."""
         self.lines = 0
         self._process = subprocess.Popen(
             [*prefix, sys.executable, "-m", "tests.crash.worker", url, *arguments],
@@ -65,9 +67,11 @@ class Worker:
         return self._end()
 
     def _end(self) -> str:
+        if self._said is not None:
+            return self._said
         assert self._process.stderr is not None
         assert self._process.stdout is not None
-        said = self._process.stderr.read().decode(errors="replace")
+        said = self._said = self._process.stderr.read().decode(errors="replace")
         self._process.wait()
         self._reader.join()
         self._process.stderr.close()
@@ -97,11 +101,11 @@ def kill_cycle(
 
 
 def kill_server_cycle(
-    ledger: Ledger, url: str, server: Server, rng: random.Random, name: str, *, processes: int = 2
+    ledger: Ledger, url: str, server: Server, rng: random.Random, name: str, *, durability: str, processes: int = 2
 ) -> None:
     """Kill the server under workers, start it again, and see each of them go on by itself."""
     workers = [
-        Worker(ledger, url, "--writer", f"{name}.{number}", "--durability", "disk", "--loop", rng.choice(LOOPS))
+        Worker(ledger, url, "--writer", f"{name}.{number}", "--durability", durability, "--loop", rng.choice(LOOPS))
         for number in range(processes)
     ]
     try:

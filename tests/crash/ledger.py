@@ -8,7 +8,7 @@ from typing import Any
 from holdfast.errors import HoldfastError
 from holdfast.model import Event
 from holdfast.supervisor.session import Session
-from tests.crash.stores import open_store
+from tests.crash.opening import open_store
 
 SESSIONS = [f"s{number:02}" for number in range(12)]
 
@@ -58,9 +58,9 @@ class Ledger:
         async with open_store(url) as store:
             for name in SESSIONS:
                 session = await store.require(name)
-                events = [event async for event in session.replay()]
+                events, state = await _read(session)
                 faults += self._check_log(name, events)
-                faults += await _check_state(session, events, self.sets.get(name, {}))
+                faults += _check_state(name, events, state, self.sets.get(name, {}))
                 faults += await _check_resume(session, events, self.acked.get(name, {}))
         return faults
 
@@ -90,17 +90,26 @@ class Ledger:
         return faults
 
 
-async def _check_state(session: Session, events: list[Event], acked: dict[str, int]) -> list[str]:
+async def _read(session: Session) -> tuple[list[Event], dict[str, Any]]:
+    """The log and the state of one version: a server may still carry out what a killed process had sent."""
+    while True:
+        version = (await session.info()).version
+        events = [event async for event in session.replay()]
+        state = await session.state()
+        if (await session.info()).version == version:
+            return events, state
+
+
+def _check_state(name: str, events: list[Event], state: dict[str, Any], acked: dict[str, int]) -> list[str]:
     """Every event came in one unit with the key "last"; plain sets count upwards for each writer."""
-    state = await session.state()
     last = events[-1].data if events else None
     faults = list[str]()
     if state.get("last") != last:
-        faults.append(f"{session.id}: the last event is {last}, the state of its unit {state.get('last')}")
+        faults.append(f"{name}: the last event is {last}, the state of its unit {state.get('last')}")
     for writer, number in acked.items():
         stored = state.get(f"set by {writer}", -1)
         if stored < number:
-            faults.append(f"{session.id}: {writer} set {number}, stored is {stored}")
+            faults.append(f"{name}: {writer} set {number}, stored is {stored}")
     return faults
 
 

@@ -1,21 +1,28 @@
 """The stores that the kill tests and the histories run on: each a URL, and perhaps a server that can be killed.
 
-A new store is one entry in `STORES`.
+A new store is one entry in `STORES`, and one in `SERVERS` if there is a server of it that keeps its data.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager, contextmanager
+import atexit
+import dataclasses
+import functools
+import os
+import signal
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
+from urllib.parse import quote
 
-from holdfast.backends.base import Backend
-from holdfast.backends.urls import create_backend
-from holdfast.settings import load
-from holdfast.supervisor.supervisor import Supervisor
+from tests.crash.opening import sqlite_url
+from tests.servers import dynamodb, postgres, valkey
+from tests.servers.processes import wait_until
 
-__all__ = ["SERVERS", "STORES", "Server", "Store", "open_store", "sqlite_url"]
+__all__ = ["SERVERS", "STORES", "Server", "Store"]
+
+BOTH = ("process", "disk")
 
 
 class Server(Protocol):
@@ -30,16 +37,13 @@ class Server(Protocol):
         ...
 
 
+@dataclasses.dataclass(frozen=True)
 class Store:
     """Where a test's sessions are. Empty at first, and nobody else's."""
 
-    def __init__(self, url: str, *, server: Server | None = None) -> None:
-        self.url = url
-        self.server = server
-
-
-def sqlite_url(path: Path | str) -> str:
-    return f"sqlite:///{path}"
+    url: str
+    durabilities: Sequence[str] = BOTH
+    """What it can promise, the best last."""
 
 
 @contextmanager
@@ -47,18 +51,127 @@ def _sqlite(folder: Path) -> Generator[Store]:
     yield Store(sqlite_url(folder / "sessions.db"))
 
 
-STORES: dict[str, Callable[[Path], AbstractContextManager[Store]]] = {"sqlite": _sqlite}
+# --- PostgreSQL --------------------------------------------------------------
+
+
+@contextmanager
+def _postgres(_folder: Path) -> Generator[Store]:
+    """On the server of all tests, which syncs nothing."""
+    yield Store(postgres.shared_url(schema=postgres.new_schema()), ("process",))
+
+
+class _PostgresToKill(postgres.PostgresServer):
+    """One whose processes are all killed at once: none of them can still do anything for another."""
+
+    def kill(self) -> None:
+        process, self._process = self._process, None
+        assert process is not None
+        process.send(signal.SIGSTOP)  # from now on it starts no other
+        children = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+        for pid in children:
+            os.kill(pid, signal.SIGKILL)
+        process.kill()
+        wait_until(lambda: not any(map(_runs, children)), what="killed processes are still there")
+
+    def restart(self) -> None:
+        self.start()
+
+
+def _runs(pid: int) -> bool:
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return status.rpartition(")")[2].split()[0] not in "ZX"
+
+
+@contextmanager
+def _postgres_to_kill(_folder: Path) -> Generator[tuple[Store, Server]]:
+    with postgres.server_folder() as folder:
+        server = _PostgresToKill(postgres.embedded_binaries(), folder, postgres.SAFE)
+        server.initialise()
+        server.start()
+        try:
+            yield Store(server.url()), server
+        finally:
+            server.stop()
+
+
+# --- Valkey ------------------------------------------------------------------
+
+
+@functools.cache
+def _logging_valkey() -> valkey.ValkeyServer:
+    """One that keeps a log: without, it promises nothing that these tests could hold it to."""
+    stack = ExitStack()
+    server = stack.enter_context(valkey.own_server(valkey.ALWAYS))
+    atexit.register(stack.close)
+    return server
+
+
+@contextmanager
+def _valkey(_folder: Path) -> Generator[Store]:
+    yield Store(_logging_valkey().url(prefix=valkey.new_prefix()))
+
+
+@contextmanager
+def _valkey_to_kill(_folder: Path) -> Generator[tuple[Store, Server]]:
+    with valkey.own_server(valkey.ALWAYS) as server:
+        yield Store(server.url()), server
+
+
+# --- DynamoDB ----------------------------------------------------------------
+
+
+def _dynamodb_store(endpoint: str) -> Store:
+    """Of an emulator, which is taken at its word for no more than "process"."""
+    config = dynamodb.config_for(endpoint)
+    parameters = f"region={config.region}&endpoint={quote(endpoint, safe='')}&create=true"
+    return Store(f"dynamodb://{config.table}?{parameters}", ("process",))
+
+
+@contextmanager
+def _dynamodb(_folder: Path) -> Generator[Store]:
+    yield _dynamodb_store(dynamodb.fast_endpoint())
+
+
+class _Dynoxide:
+    """The emulator that keeps its data in a file."""
+
+    def __init__(self, database: Path) -> None:
+        self.port = 0
+        self._database = database
+        self._running = ExitStack()
+
+    def restart(self) -> None:
+        _, self.port = self._running.enter_context(dynamodb.own_dynoxide(self._database, self.port))
+
+    def kill(self) -> None:
+        """Leaving `own_dynoxide` is a SIGKILL."""
+        self._running.close()
+
+
+@contextmanager
+def _dynoxide_to_kill(folder: Path) -> Generator[tuple[Store, Server]]:
+    server = _Dynoxide(folder / "dynoxide.db")
+    server.restart()
+    try:
+        yield _dynamodb_store(f"http://127.0.0.1:{server.port}"), server
+    finally:
+        server.kill()
+
+
+STORES: dict[str, Callable[[Path], AbstractContextManager[Store]]] = {
+    "sqlite": _sqlite,
+    "postgres": _postgres,
+    "valkey": _valkey,
+    "dynamodb": _dynamodb,
+}
 """By name: opens a fresh store; the folder is an empty one, for those that need files."""
 
-SERVERS: tuple[str, ...] = ()
-"""Those of them whose server can be killed."""
-
-
-def _unchanged(backend: Backend) -> Backend:
-    return backend
-
-
-def open_store(url: str, *, variant: Callable[[Backend], Backend] = _unchanged, **settings: Any) -> Supervisor:
-    """A supervisor on the store that keeps everything for ever. ``settings`` may have dotted names."""
-    loaded = load(url, env={}, overrides={"ttl_s": None, "retention.max_events": None, **settings})
-    return Supervisor(variant(create_backend(loaded.url)), loaded.config)
+SERVERS: dict[str, Callable[[Path], AbstractContextManager[tuple[Store, Server]]]] = {
+    "postgres": _postgres_to_kill,
+    "valkey": _valkey_to_kill,
+    "dynamodb": _dynoxide_to_kill,
+}
+"""The same on a server of its own that keeps its data, and can be killed."""

@@ -13,7 +13,7 @@ import pytest
 
 from tests.crash.harness import ROOT, Worker, environment
 from tests.crash.ledger import Ledger, create_sessions
-from tests.crash.stores import sqlite_url
+from tests.crash.opening import sqlite_url
 
 
 def _can(*command: str) -> bool:

@@ -15,7 +15,7 @@ import pytest
 
 from tests.crash.harness import Worker
 from tests.crash.ledger import Ledger, create_sessions
-from tests.crash.stores import sqlite_url
+from tests.crash.opening import sqlite_url
 
 EXT4_IOC_SHUTDOWN = 0x8004587D
 NO_LOG_FLUSH = 2

@@ -18,7 +18,7 @@ from holdfast.errors import StoreError
 from holdfast.model import LATEST, Durability, Latest
 from holdfast.supervisor.session import Session
 from tests.crash.ledger import SESSIONS
-from tests.crash.stores import open_store
+from tests.crash.opening import open_store
 from tests.crash.variants import VARIANTS
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import anyio
 
 from tests.crash.harness import ROOT, environment
-from tests.crash.stores import open_store
+from tests.crash.opening import open_store
 from tests.histories import certificate, visibility
 from tests.histories.history import FIRST_STATE, History, Operation, Recorder, read_operations
 
@@ -71,7 +71,8 @@ class _Workers:
             self._running[number] = subprocess.Popen(command, stderr=stderr, cwd=ROOT, env=environment())
 
     def kill_one(self) -> None:
-        """``kill -9``."""
+        """``kill -9``, of one that works: starting takes longer on some stores than the time between two kills."""
+        self.wait_until_they_work()
         number = self._rng.choice(list(self._running))
         process = self._running.pop(number)
         assert process.poll() is None, f"worker {number} has ended by itself: {self._said(number)}"

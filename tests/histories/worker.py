@@ -14,7 +14,7 @@ import anyio
 import structlog
 
 from holdfast.supervisor.supervisor import Supervisor
-from tests.crash.stores import open_store
+from tests.crash.opening import open_store
 from tests.histories.client import Client
 from tests.histories.history import Recorder
 from tests.histories.variants import VARIANTS
