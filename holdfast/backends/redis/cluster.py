@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
-from redis.exceptions import AskError, ClusterDownError, MovedError, ReadOnlyError
+from redis.exceptions import ClusterDownError, MovedError, ReadOnlyError
 
 from holdfast.backends.redis.config import RedisConfig
+from holdfast.backends.redis.keys import companions
 from holdfast.backends.redis.link import Argument, Command, Node, Reply
 from holdfast.errors import HoldfastError, OutcomeUnknown, Unavailable
 
@@ -17,13 +18,16 @@ __all__ = ["ClusterLink"]
 
 _Address = tuple[str, int]
 
-_REDIRECTIONS: Final = 5
-"""After so many an answer that points elsewhere is taken for a cluster in trouble."""
+_ROUNDS: Final = 5
+"""After so many, a key that is always elsewhere is taken for a cluster in trouble."""
 _MAP_IS_OLD: Final = (MovedError, ReadOnlyError, ClusterDownError)
 
 
 class ClusterLink:
-    """Commands sent at once go to all servers at the same time, so in no order between servers."""
+    """Commands sent at once go to all servers at the same time, so in no order between servers.
+
+    While a slot is being moved, key by key, its sessions are `Unavailable`: a script needs all of its keys in one place.
+    """
 
     in_order = False
 
@@ -36,56 +40,45 @@ class ClusterLink:
 
     async def send(self, commands: Sequence[Command]) -> list[Reply]:
         replies: list[Reply] = [None] * len(commands)
-        targets: dict[int, _Address | None] = dict.fromkeys(range(len(commands)))
-        for _ in range(_REDIRECTIONS):
-            await self._refresh()
-            await self._send_round(commands, targets, replies)
-            targets = {number: _redirection(replies[number]) for number in targets if _is_redirected(replies[number])}
-            if not targets:
+        left = list(range(len(commands)))
+        for number_of_round in range(_ROUNDS):
+            try:
+                await self._refresh()
+                await self._send_round(commands, left, replies)
+            except Unavailable as exc:
+                if number_of_round == 0:
+                    raise
+                raise OutcomeUnknown(f"only a part was done: {exc}") from exc
+            left = [number for number in left if isinstance(replies[number], MovedError)]
+            if not left:
                 break
         return replies
 
-    async def _send_round(
-        self, commands: Sequence[Command], targets: dict[int, _Address | None], replies: list[Reply]
-    ) -> None:
-        """Each command to its target, or (None) where the map says. Raises as `Link.send` does."""
+    async def _send_round(self, commands: Sequence[Command], numbers: list[int], replies: list[Reply]) -> None:
+        """Each of the commands to where the map says. Raises as `Link.send` does."""
         parts: dict[_Address, list[int]] = {}
-        for number, asked in targets.items():
-            parts.setdefault(asked or self._owner(commands[number].key), []).append(number)
+        for number in numbers:
+            parts.setdefault(self._owner(commands[number].key), []).append(number)
         failures: list[HoldfastError] = []
 
-        async def send(address: _Address, numbers: list[int]) -> None:
+        async def send(address: _Address, part: list[int]) -> None:
             try:
-                found = await self._send_part(address, [(commands[n], targets[n] is not None) for n in numbers])
+                found = await self._node(address).send([commands[number].arguments for number in part])
             except HoldfastError as exc:
                 failures.append(exc)
                 self._map_is_old = True
                 return
-            for number, reply in zip(numbers, found, strict=True):
+            for number, reply in zip(part, found, strict=True):
                 replies[number] = reply
                 self._map_is_old |= isinstance(reply, _MAP_IS_OLD)
 
         async with asyncio.TaskGroup() as tasks:
-            for address, numbers in parts.items():
-                tasks.create_task(send(address, numbers))
+            for address, part in parts.items():
+                tasks.create_task(send(address, part))
         if failures:
-            nothing_sent = len(failures) == len(parts) == 1 and isinstance(failures[0], Unavailable)
-            if nothing_sent:
+            if len(failures) == len(parts) == 1 and isinstance(failures[0], Unavailable):
                 raise failures[0]
             raise OutcomeUnknown(f"not all servers answered: {failures[0]}") from failures[0].__cause__
-
-    async def _send_part(self, address: _Address, commands: Collection[tuple[Command, bool]]) -> list[Reply]:
-        """To one server. A command that was redirected for once is announced as such."""
-        sent: list[tuple[Argument, ...]] = []
-        for command, asking in commands:
-            sent += [(b"ASKING",), command.arguments] if asking else [command.arguments]
-        replies = iter(await self._node(address).send(sent))
-        found: list[Reply] = []
-        for _, asking in commands:
-            if asking:
-                next(replies)
-            found.append(next(replies))
-        return found
 
     async def send_everywhere(self, commands: Sequence[tuple[Argument, ...]]) -> list[Reply]:
         await self._refresh()
@@ -99,6 +92,9 @@ class ClusterLink:
         for number, key in enumerate(keys):
             slots.setdefault(key_slot(key), []).append(number)
         return slots.values()
+
+    def declared(self, heads: Sequence[bytes]) -> list[bytes]:
+        return [*heads, *companions(heads)]
 
     def node(self) -> Node:
         return self._node(next((owner for owner in self._owners if owner is not None), self._seed))
@@ -150,11 +146,3 @@ class ClusterLink:
         for address in gone:
             await self._nodes.pop(address).close()
 
-
-def _is_redirected(reply: Reply) -> bool:
-    return isinstance(reply, MovedError | AskError)
-
-
-def _redirection(reply: MovedError | AskError) -> _Address | None:
-    """Where to ask for once. A move is in the next map."""
-    return None if isinstance(reply, MovedError) else (reply.host, reply.port)

@@ -135,8 +135,8 @@ class Committer:
     async def _execute_in_order(self, prepared: _Prepared, before: list[Command]) -> bytes:
         batch = prepared.batch
         common = encode_batch(batch, self._instance, marker_ms=_LANE_MARKER_MS, margin_us=self._margin_us)
-        keys = [self._keys.marker(*batch.marker[:2]), *prepared.heads]
-        commit = call(COMMIT, keys, common, b"".join(prepared.writes))
+        keys = [self._keys.marker(*batch.marker[:2]), *self._link.declared(prepared.heads)]
+        commit = call(COMMIT, keys, common, len(prepared.writes), b"".join(prepared.writes))
         replies = await run(self._link, [*before, commit, self._hint(batch)])
         answer = _answers(replies[len(before) : len(before) + 1])[0]
         _must_be_done(replies[: len(before)])
@@ -168,7 +168,8 @@ class Committer:
     def _commit_group(self, prepared: _Prepared, group: Sequence[int], common: bytes) -> Command:
         heads = [prepared.heads[number] for number in group]
         marker = self._keys.session_marker(heads[0], prepared.batch.marker)
-        return call(COMMIT, [marker, *heads], common, b"".join([prepared.writes[number] for number in group]))
+        writes = b"".join([prepared.writes[number] for number in group])
+        return call(COMMIT, [marker, *self._link.declared(heads)], common, len(group), writes)
 
     def _register(self, marker: Marker) -> list[Command]:
         if marker[:2] in self._registered:

@@ -25,6 +25,8 @@ _TYPES: Final[tuple[tuple[type[Exception], type[StoreError], str], ...]] = (
     (driver.NoPermissionError, Unavailable, "access to the server is denied"),
     (driver.TimeoutError, Unavailable, "the server does not answer in time"),
     (driver.ConnectionError, Unavailable, "no connection to the server"),
+    (OSError, Unavailable, "no connection to the server"),
+    (RuntimeError, Unavailable, "no connection to the server"),
     (driver.DataError, Rejected, "a value cannot be sent"),
 )
 """Subclasses before their bases."""

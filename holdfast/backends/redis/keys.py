@@ -1,7 +1,9 @@
 """Names of keys, and entries of the indexes.
 
 All keys of a session have the same hash tag, ``prefix:{id}:``, so a cluster keeps them together:
-``h`` its head, ``s`` its state, ``e`` its events (and ``m:…`` markers, in a cluster).
+``h`` its head, ``s`` its state, ``e`` its events (and ``m:…`` markers, in a cluster). Scripts are given the head's
+and derive the others. For a cluster the others are named as well: while it moves a slot, key by key, it refuses
+a script of which it has not all keys, instead of failing in the middle of it.
 
 Sessions are found through indexes, which are spread over `SHARDS` places by id:
 ``prefix:{i:07}:c`` all sessions in order of creation, ``…:x`` those that can expire, with a time before
@@ -18,7 +20,7 @@ from zlib import crc32
 
 from holdfast.backends.base import Marker
 
-__all__ = ["SHARDS", "Entry", "Keys", "by_shard", "marker_member", "owner_digest", "parse_marker_member"]
+__all__ = ["SHARDS", "Entry", "Keys", "by_shard", "companions", "marker_member", "owner_digest", "parse_marker_member"]
 
 SHARDS: Final = 16
 """Part of the layout: it can't be changed where there is data."""
@@ -72,8 +74,7 @@ class Keys:
         """A set of all (writer, lane) that may have a marker."""
 
     def head(self, session_id: str) -> bytes:
-        """Scripts find a session's other keys by putting another letter for the last one."""
-        return f"{self._prefix}:{{{_tag(session_id)}}}:h".encode()
+            return f"{self._prefix}:{{{_tag(session_id)}}}:h".encode()
 
     def created(self, shard: int) -> bytes:
         return f"{self._prefix}:{{i:{shard:02}}}:c".encode()
@@ -97,6 +98,11 @@ class Keys:
 
 def _tag(text: str) -> str:
     return text.translate(_ESCAPES)
+
+
+def companions(heads: Iterable[bytes]) -> list[bytes]:
+    """The other keys of the heads' sessions."""
+    return [head[:-1] + letter for head in heads for letter in (b"s", b"e")]
 
 
 def marker_member(writer: str, lane: int) -> bytes:

@@ -16,12 +16,14 @@ from holdfast.backends.redis.config import RedisConfig
 from holdfast.backends.redis.errors import translate
 from holdfast.errors import OutcomeUnknown, Unavailable
 
-__all__ = ["Argument", "Command", "Link", "Node", "Reply", "SingleLink"]
+__all__ = ["CONNECTION_ERRORS", "Argument", "Command", "Link", "Node", "Reply", "SingleLink"]
 
 Argument = bytes | int
 Reply = Any
 """Bytes, an integer, None, a list of these, or an error: a refused command, of which nothing was done."""
 
+CONNECTION_ERRORS: Final = (DriverError, OSError, RuntimeError)
+"""What the driver raises when a connection breaks; uvloop raises RuntimeError for a closed transport."""
 _REFUSALS: Final = (ResponseError, BusyLoadingError, AuthenticationError, AuthorizationError)
 
 
@@ -54,6 +56,10 @@ class Link(Protocol):
         """Which of the keys one script may use: their places in ``keys``."""
         ...
 
+    def declared(self, heads: Sequence[bytes]) -> list[bytes]:
+        """The keys of sessions that a script must be given: their heads first."""
+        ...
+
     def node(self) -> Node:
         """Any server, to listen on."""
         ...
@@ -77,7 +83,7 @@ class Node:
                 await connection.send_packed_command(pack(commands), check_health=False)
                 for _ in commands:
                     replies.append(await _read(connection))
-            except (DriverError, OSError) as exc:
+            except CONNECTION_ERRORS as exc:
                 raise OutcomeUnknown(f"the connection to the server was lost ({translate(exc)})") from exc
             finally:
                 await self.release(connection, reusable=len(replies) == len(commands))
@@ -90,7 +96,7 @@ class Node:
         """A connection that is the caller's until `release`. Raises: `Unavailable`."""
         try:
             return await self._pool.get_connection()
-        except (DriverError, OSError) as exc:
+        except CONNECTION_ERRORS as exc:
             raise Unavailable(str(translate(exc))) from exc
 
     async def release(self, connection: Any, *, reusable: bool) -> None:
@@ -168,7 +174,10 @@ class SingleLink:
         return await self._node.send(commands)
 
     def groups(self, keys: Sequence[bytes]) -> Iterable[list[int]]:
-        return [list(range(len(keys)))] if keys else []
+        return [list(range(len(keys)))]
+
+    def declared(self, heads: Sequence[bytes]) -> list[bytes]:
+        return list(heads)
 
     def node(self) -> Node:
         return self._node

@@ -70,7 +70,7 @@ class Reads:
         commands = [
             call(
                 LOAD,
-                [self._keys.head(requests[number].id) for number in group],
+                self._link.declared([self._keys.head(requests[number].id) for number in group]),
                 _ANSWER_BYTES,
                 b"".join(_encode_request(requests[number]) for number in group),
             )
@@ -98,7 +98,7 @@ class Reads:
             query.last,
             query.limit if query.stream is None else max(query.limit, _SCANNED_EVENTS),
         )
-        command = call(EVENTS, [self._keys.head(query.id)], asked, filter_, HEADER_BYTES)
+        command = call(EVENTS, self._link.declared([self._keys.head(query.id)]), asked, filter_, HEADER_BYTES)
         (answer,) = checked(await run(self._link, [command]))
         if not answer:
             return None

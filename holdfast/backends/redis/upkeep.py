@@ -97,7 +97,7 @@ class Janitor:
             keys = [heads[number] for number in group]
             marker = self._marker(removal, keys[0])
             incarnations = b"".join(incarnation_bytes(removal.entries[number].incarnation) for number in group)
-            commands.append(call(EXPIRE, [marker, *keys], common, incarnations))
+            commands.append(call(EXPIRE, [marker, *self._link.declared(keys)], common, incarnations))
         found: list[tuple[Entry, bytes]] = []
         for group, answer in zip(groups, checked(await run(self._link, commands)), strict=True):
             frames = Frames(answer)
@@ -158,7 +158,7 @@ class Trimmer:
         commands = [
             call(
                 TRIM,
-                [heads[number] for number in group],
+                self._link.declared([heads[number] for number in group]),
                 common,
                 b"".join(incarnation_bytes(sessions[number][1]) for number in group),
             )

@@ -8,7 +8,7 @@ from typing import Any, Final
 from redis.exceptions import RedisError as DriverError
 
 from holdfast.backends.redis.keys import Keys
-from holdfast.backends.redis.link import Link, Node, pack
+from holdfast.backends.redis.link import CONNECTION_ERRORS, Link, Node, pack
 from holdfast.errors import StoreError
 
 __all__ = ["Listener"]
@@ -42,7 +42,7 @@ class Listener:
                     await self._subscribe()
                     return None
                 message = await self._read()
-            except (StoreError, DriverError, OSError):
+            except (StoreError, *CONNECTION_ERRORS):
                 await self.close()
                 await asyncio.sleep(delay_s)
                 delay_s = min(delay_s * 2, _RETRY_MAX_S)

@@ -2,9 +2,10 @@
 -- Commits writes, all of them at once, each wholly or not at all. A second call for the same flush of
 -- the same lane changes nothing and gives the first one's answer; an older flush is refused.
 --
--- KEYS: the lane's marker, then the head of each write's session.
--- ARGV: 1 the backend's instance (flushes of another one say nothing of ours), flush, now_us, marker's life in ms, reaping margin in us (-1: none), max_events (-1: none)
---       2 the writes: each a header and, as its flags say: head, metadata, removes, sets, events
+-- KEYS: the lane's marker, then the head of each write's session; more may follow, see keys.py.
+-- ARGV: 1 the backend's instance (flushes of another one say nothing of ours), flush, now_us, marker's life
+--         in ms, reaping margin in us (-1: none), max_events (-1: none)
+--       2 how many writes, 3 the writes: each a header and, as its flags say: head, metadata, removes, sets, events
 -- Returns for each write: status, base_version, base_seq, base_first_seq, first_seq.
 --
 -- The layouts are those of rows.py and writes.py. Numbers are doubles; see there.
@@ -20,7 +21,7 @@ local SURPLUS = 1000 -- dropped events that are left for the trimmer, at most
 local CHUNK = 4000   -- arguments of one command, an even number
 
 local instance, flush, now, marker_ms, margin, max_events = unpack('>c16ddddd', ARGV[1])
-local writes, position = ARGV[2], 1
+local count, writes, position = tonumber(ARGV[2]), ARGV[3], 1
 
 local function refuse(status)
   return pack(OUTCOME, status, 0, 0, 0, 0)
@@ -167,8 +168,8 @@ end
 
 -- All heads first: what is no head fails here, before anything is changed.
 local rows, outcomes = {}, {}
-for i = 2, #KEYS do rows[i] = call('GETRANGE', KEYS[i], 0, ROW_SIZE - 1) end
-for i = 2, #KEYS do outcomes[i - 1] = apply(KEYS[i], rows[i]) end
+for i = 1, count do rows[i] = call('GETRANGE', KEYS[i + 1], 0, ROW_SIZE - 1) end
+for i = 1, count do outcomes[i] = apply(KEYS[i + 1], rows[i]) end
 
 local answer = table.concat(outcomes)
 call('SET', KEYS[1], instance .. pack('>dd', flush, now) .. answer, 'PX', string.format('%.0f', marker_ms))

@@ -2,7 +2,7 @@
 -- Reads a page of one session's events. They are a list without gaps that ends with last_seq, so an
 -- event's place from the end follows from its number.
 --
--- KEYS: the session's head.
+-- KEYS: the session's head; more may follow, see keys.py.
 -- ARGV: 1 incarnation, after_seq, limit, max_bytes, the newest instead (1) or not (0), events to look at
 --       2 what follows the header of an entry of the stream that is asked for; empty: any
 --       3 length of that header

@@ -2,7 +2,7 @@
 -- Removes those of the sessions that are expired. A second call for the same flush of the same lane
 -- changes nothing and gives the first one's answer.
 --
--- KEYS: the lane's marker, then the head of each session.
+-- KEYS: the lane's marker, then the head of each session; more may follow, see keys.py.
 -- ARGV: 1 the backend's instance (flushes of another one say nothing of ours), flush, now_us, marker's life in ms
 --       2 the incarnation of each
 -- Returns for each a frame: nothing (no such session), 'K' and when it expires (it lives; -1: never),
@@ -39,9 +39,9 @@ if known ~= '' and string.sub(known, 1, 16) == instance then
 end
 
 local answers = {}
-for i = 2, #KEYS do
-  local answer = expire(KEYS[i], string.sub(ARGV[2], 8 * i - 15, 8 * i - 8))
-  answers[i - 1] = pack('>I4', #answer) .. answer
+for i = 1, #ARGV[2] / 8 do
+  local answer = expire(KEYS[i + 1], string.sub(ARGV[2], 8 * i - 7, 8 * i))
+  answers[i] = pack('>I4', #answer) .. answer
 end
 local answer = table.concat(answers)
 call('SET', KEYS[1], instance .. pack('>dd', flush, now) .. answer, 'PX', string.format('%.0f', marker_ms))

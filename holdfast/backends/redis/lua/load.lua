@@ -1,14 +1,14 @@
 #!lua flags=no-writes
 -- Reads sessions, all as of one moment.
 --
--- KEYS: the head of each session.
+-- KEYS: the head of each session; more may follow, see keys.py.
 -- ARGV: 1 bytes of answer after which the rest is left for another call
 --       2 for each: incarnation and version that the caller knows, whether it wants the head alone
 -- Returns for each: a frame with the head (empty: no such session), then for a head the number of state
 -- keys (NONE: not asked for) and frames with key and value in turn. NONE for a head: ask again.
 
 local call, pack, unpack = redis.call, struct.pack, struct.unpack
-local ROW_START, NONE = '>c8Bd', '\255\255\255\255'
+local ROW_START, REQUEST, REQUEST_SIZE, NONE = '>c8Bd', '>c8dB', 17, '\255\255\255\255'
 
 local budget = tonumber(ARGV[1])
 local answer, size, position = {}, 0, 1
@@ -27,9 +27,9 @@ local function put_state(key)
   end
 end
 
-for i = 1, #KEYS do
+for i = 1, #ARGV[2] / REQUEST_SIZE do
   local incarnation, version, head_only
-  incarnation, version, head_only, position = unpack('>c8dB', ARGV[2], position)
+  incarnation, version, head_only, position = unpack(REQUEST, ARGV[2], position)
   if size > budget then
     put(NONE)
   else

@@ -1,7 +1,7 @@
 #!lua
 -- Raises first_seq by age and size, and deletes events below it, oldest first.
 --
--- KEYS: the head of each session.
+-- KEYS: the head of each session; more may follow, see keys.py.
 -- ARGV: 1 min_time_us (-1: any), max_bytes (-1: any), events to delete at most
 --       2 the incarnation of each
 -- Returns for each how many were deleted, or -1 if there is no such session.
@@ -58,7 +58,7 @@ local function trim(head_key, incarnation)
 end
 
 local counts = {}
-for i = 1, #KEYS do
+for i = 1, #ARGV[2] / 8 do
   counts[i] = pack('>d', trim(KEYS[i], string.sub(ARGV[2], 8 * i - 7, 8 * i)))
 end
 return table.concat(counts)
