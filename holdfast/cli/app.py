@@ -212,11 +212,10 @@ def copy(source_url: str, target_url: str, *, no_verify: bool, json: bool) -> No
 def demo(store_url: str | None, instances: int | None, *, postgres: bool, json: bool) -> NoReturn:
     """Kill real MCP servers in mid-stream, and check that nothing was lost."""
     try:
-        from holdfast.demo import DemoOptions
         from holdfast.demo import main as run_demo
     except ModuleNotFoundError as exc:
         package = (exc.name or "").partition(".")[0]
         if package in ("", "holdfast"):
             raise
         raise ConfigError("demo", f"needs {package}: pip install 'holdfast[mcp]'") from exc
-    sys.exit(run_demo(DemoOptions(url=store_url, instances=instances, postgres=postgres), json=json))
+    sys.exit(run_demo(store_url, instances=instances, postgres=postgres, json=json))

