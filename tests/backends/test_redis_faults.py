@@ -68,7 +68,9 @@ def configure(server: ValkeyServer, **settings: str) -> None:
         assert server.command("CONFIG", "SET", name.replace("_", "-"), value) == b"+OK\r\n"
 
 
-async def refused_and_recovers(direct: Direct, head: Head, end: Callable[[], Any], words: str, *, reads: bool = True) -> None:
+async def refused_and_recovers(
+    direct: Direct, head: Head, end: Callable[[], Any], words: str, *, reads: bool = True
+) -> None:
     """A write is `Unavailable`, nothing of it is stored, and it works once the trouble is over."""
     write = blind(head, sets={"k": (b"1", 1)}, events=[new_event("x")])
     with pytest.raises(Unavailable, match=words):
@@ -234,7 +236,7 @@ async def test_lost_connection(
         LosesReply(proxy)
     else:
         proxy.cut_at_request(is_script)
-    with pytest.raises(OutcomeUnknown, match="lost|not all servers"):
+    with pytest.raises(OutcomeUnknown, match=r"lost|not all servers"):
         await direct.commit(*writes)
     outcomes = await backend.resolve(direct.last_marker)
     assert outcomes is not None

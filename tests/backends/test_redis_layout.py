@@ -9,9 +9,9 @@ import pytest
 from holdfast.backends.base import EventQuery, LoadRequest, NewEvent, SessionFilter, Status, TrimPolicy
 from holdfast.backends.redis import RedisBackend
 from holdfast.backends.redis.keys import Entry, Keys
+from holdfast.backends.redis.link import Command
 from holdfast.backends.redis.rows import decode_event, encode_event, stream_prefix
 from holdfast.backends.redis.scripts import run
-from holdfast.backends.redis.link import Command
 from holdfast.backends.urls import create_backend
 from holdfast.errors import Rejected
 from holdfast.testing import ManualClock
@@ -144,7 +144,9 @@ async def test_large_logs_and_states(direct: Direct, backend: RedisBackend) -> N
     """C28: past every chunk that scripts work in; large entries too."""
     head = await direct.create("s")
     values = {f"k{n}": (b"%d" % n, 1) for n in range(9_000)}
-    await direct.one(blind(head, sets=values, events=[new_event(str(n), stream="ab"[n == 8_500]) for n in range(9_000)]))
+    await direct.one(
+        blind(head, sets=values, events=[new_event(str(n), stream="ab"[n == 8_500]) for n in range(9_000)])
+    )
     assert len(await direct.state("s")) == 9_000
     assert texts(await direct.events(head)) == [str(n) for n in range(9_000)]
     assert texts((await direct.page(head, stream="b", last=True, limit=3)).events) == ["8500"]
@@ -187,9 +189,7 @@ async def test_values_that_cannot_be_packed(direct: Direct, fields: dict[str, ob
     assert await direct.head("s") == head
 
 
-async def test_entries_without_a_session(
-    direct: Direct, backend: RedisBackend, keys: Keys, clock: ManualClock
-) -> None:
+async def test_entries_without_a_session(direct: Direct, backend: RedisBackend, keys: Keys, clock: ManualClock) -> None:
     """An index is a hint: stale entries are not listed, and go after a while, and only then."""
     await direct.create("live", ttl_us=SECOND)
     ghost = Entry.of(99, "o", "ghost")

@@ -26,7 +26,7 @@ _MAP_IS_OLD: Final = (MovedError, ReadOnlyError, ClusterDownError)
 class ClusterLink:
     """Commands sent at once go to all servers at the same time, so in no order between servers.
 
-    While a slot is being moved, key by key, its sessions are `Unavailable`: a script needs all of its keys in one place.
+    While a slot is being moved, key by key, its sessions are `Unavailable`: a script needs all its keys in one place.
     """
 
     in_order = False
@@ -145,4 +145,3 @@ class ClusterLink:
         gone = self._nodes.keys() - set(owners) - {self._seed, asked}
         for address in gone:
             await self._nodes.pop(address).close()
-

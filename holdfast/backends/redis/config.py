@@ -13,7 +13,6 @@ from holdfast.model import Durability
 __all__ = ["RedisConfig"]
 
 _PREFIX: Final = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
-_MAY_BE_NONE: Final = frozenset({"reap_after_s"})
 
 
 class RedisConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -57,10 +56,8 @@ class RedisConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         if not 0 < self.port < 65_536:
             raise ConfigError("port", "must be the number of a port")
         for name in ("pool_size", "timeout_s", "connect_timeout_s", "reap_after_s"):
-            value = getattr(self, name)
-            if value is None and name in _MAY_BE_NONE:
-                continue
-            if not 0 < value < 1e9:
+            value: float | None = getattr(self, name)
+            if value is not None and not 0 < value < 1e9:
                 raise ConfigError(name, f"must be above 0, not {value}")
 
     def __repr__(self) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 from holdfast.backends.redis.errors import translate
-from holdfast.backends.redis.keys import SHARDS, Entry, Keys, by_shard
+from holdfast.backends.redis.keys import SHARDS, Entry, Keys, by_shard, shard_of
 from holdfast.backends.redis.link import Command, Link, Reply
 from holdfast.backends.redis.scripts import STALE, call, run
 
@@ -55,22 +55,18 @@ class Index:
     def remove(self, entries: Iterable[Entry]) -> list[Command]:
         """Of sessions that are gone for good."""
         entries = list(entries)
-        commands = [
-            _zrem(self._keys.owned(entry.owner_digest), [entry.member]) for entry in entries if entry.has_owner
-        ]
+        commands = [_zrem(self._keys.owned(entry.owner_digest), [entry.member]) for entry in entries if entry.has_owner]
         for shard, group in by_shard(entries).items():
             members = [entry.member for entry in group]
-            for key in (self._keys.created(shard), self._keys.expiring(shard), self._keys.stale(shard)):
-                commands.append(_zrem(key, members))
+            commands += [_zrem(key, members) for key in self._of_shard(shard)]
         return commands
 
     async def find(self, link: Link, sessions: Sequence[tuple[int, str]]) -> list[Entry]:
         """The entries of some (incarnation, id); those without one are left out."""
-        shards = by_shard(Entry.of(incarnation, None, session_id) for incarnation, session_id in sessions)
-        commands: list[Command] = []
-        for shard, group in shards.items():
-            for entry in group:
-                commands.append(_range(self._keys.created(shard), b"[%016x" % entry.incarnation, 1))
+        commands = [
+            _range(self._keys.created(shard_of(session_id)), b"[%016x" % incarnation, 1)
+            for incarnation, session_id in sessions
+        ]
         found = [Entry.parse(member) for reply in checked(await run(link, commands)) for member in reply]
         wanted = set(sessions)
         return [entry for entry in found if (entry.incarnation, entry.id) in wanted]
@@ -90,9 +86,8 @@ class Index:
         """Of sessions that were not found: entries for which that was noted long ago go."""
         commands = list[Command]()
         for shard, group in by_shard(entries).items():
-            keys = (self._keys.created(shard), self._keys.expiring(shard), self._keys.stale(shard))
             members = [entry.member for entry in group]
-            commands.append(call(STALE, keys, _GRACE_MS, now_us + _GRACE_MS * 1_000, *members))
+            commands.append(call(STALE, self._of_shard(shard), _GRACE_MS, now_us + _GRACE_MS * 1_000, *members))
         if not commands:
             return
         removed = [Entry.parse(member) for reply in checked(await run(link, commands)) for member in reply]
@@ -128,6 +123,9 @@ class Index:
         low = b"(" + after if after else b"-"
         (reply,) = checked(await run(link, [_range(self._keys.created(shard), low, limit)]))
         return [Entry.parse(member) for member in reply]
+
+    def _of_shard(self, shard: int) -> tuple[bytes, bytes, bytes]:
+        return self._keys.created(shard), self._keys.expiring(shard), self._keys.stale(shard)
 
     async def size(self, link: Link) -> int:
         """Entries, stale ones included."""

@@ -20,7 +20,17 @@ from zlib import crc32
 
 from holdfast.backends.base import Marker
 
-__all__ = ["SHARDS", "Entry", "Keys", "by_shard", "companions", "marker_member", "owner_digest", "parse_marker_member"]
+__all__ = [
+    "SHARDS",
+    "Entry",
+    "Keys",
+    "by_shard",
+    "companions",
+    "marker_member",
+    "owner_digest",
+    "parse_marker_member",
+    "shard_of",
+]
 
 SHARDS: Final = 16
 """Part of the layout: it can't be changed where there is data."""
@@ -55,7 +65,11 @@ class Entry(NamedTuple):
 
     @property
     def shard(self) -> int:
-        return crc32(self.id.encode()) % SHARDS
+        return shard_of(self.id)
+
+
+def shard_of(session_id: str) -> int:
+    return crc32(session_id.encode()) % SHARDS
 
 
 def owner_digest(owner: str) -> str:
@@ -74,7 +88,7 @@ class Keys:
         """A set of all (writer, lane) that may have a marker."""
 
     def head(self, session_id: str) -> bytes:
-            return f"{self._prefix}:{{{_tag(session_id)}}}:h".encode()
+        return f"{self._prefix}:{{{_tag(session_id)}}}:h".encode()
 
     def created(self, shard: int) -> bytes:
         return f"{self._prefix}:{{i:{shard:02}}}:c".encode()

@@ -71,7 +71,7 @@ class Node:
     """One server, and connections to it."""
 
     def __init__(self, config: RedisConfig, host: str | None = None, port: int | None = None) -> None:
-        self._pool: Final = ConnectionPool(**connection_options(config, host, port))
+        self._pool: Final[Any] = ConnectionPool(**connection_options(config, host, port))
         self._places: Final = asyncio.Semaphore(config.pool_size)
 
     async def send(self, commands: Sequence[tuple[Argument, ...]]) -> list[Reply]:
@@ -81,8 +81,7 @@ class Node:
             replies: list[Reply] = []
             try:
                 await connection.send_packed_command(pack(commands), check_health=False)
-                for _ in commands:
-                    replies.append(await _read(connection))
+                replies = [await _read(connection) for _ in commands]
             except CONNECTION_ERRORS as exc:
                 raise OutcomeUnknown(f"the connection to the server was lost ({translate(exc)})") from exc
             finally:

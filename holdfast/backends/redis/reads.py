@@ -84,7 +84,7 @@ class Reads:
                 if length == _NONE:
                     left.append(number)
                 elif length:
-                    head = decode_head(requests[number].id, frames.bytes(length))
+                    head = decode_head(requests[number].id, frames.take(length))
                     snapshots[number] = Snapshot(head, _decode_state(frames))
         return left
 
@@ -135,7 +135,9 @@ class Reads:
             yield [
                 snapshot.head
                 for entry, snapshot in zip(entries, snapshots, strict=True)
-                if snapshot is not None and snapshot.head.incarnation == entry.incarnation and _fits(snapshot.head, where)
+                if snapshot is not None
+                and snapshot.head.incarnation == entry.incarnation
+                and _fits(snapshot.head, where)
             ]
 
 

@@ -143,9 +143,9 @@ class Frames:
         self._position += LENGTH.size
         return int(length)
 
-    def bytes(self, length: int) -> bytes:
+    def take(self, length: int) -> bytes:
         start, self._position = self._position, self._position + length
         return self._data[start : self._position]
 
     def frame(self) -> bytes:
-        return self.bytes(self.length())
+        return self.take(self.length())

@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 from holdfast.backends.base import Expired, Marker, TrimPolicy
 from holdfast.backends.redis.index import Index, checked
 from holdfast.backends.redis.keys import SHARDS, Entry, Keys
-from holdfast.backends.redis.link import Link
+from holdfast.backends.redis.link import Command, Link
 from holdfast.backends.redis.rows import Frames, decode_head, incarnation_bytes
 from holdfast.backends.redis.scripts import EXPIRE, TRIM, call, run
 
@@ -92,7 +92,7 @@ class Janitor:
         heads = [self._keys.head(entry.id) for entry in removal.entries]
         common = _EXPIRE.pack(self._instance, removal.marker.flush, removal.now_us, _MARKER_MS)
         groups = list(self._link.groups(heads))
-        commands = []
+        commands: list[Command] = []
         for group in groups:
             keys = [heads[number] for number in group]
             marker = self._marker(removal, keys[0])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from struct import Struct
-from struct import error as StructError
+from struct import error as struct_error
 from typing import Final
 
 from holdfast.backends.base import Batch, Outcome, SessionWrite, Status
@@ -39,7 +39,7 @@ def encode_write(write: SessionWrite) -> bytes:
     try:
         body = b"".join(_body(write))
         return _header(write, len(body)) + body
-    except (StructError, OverflowError, UnicodeEncodeError) as exc:
+    except (struct_error, OverflowError, UnicodeEncodeError) as exc:
         raise Rejected(f"a value cannot be stored: {exc}") from exc
 
 
@@ -85,9 +85,6 @@ def _header(write: SessionWrite, length: int) -> bytes:
 
 def decode_outcomes(answer: bytes) -> list[Outcome]:
     return [
-        Outcome(_STATUSES[status], int(version), int(seq), int(base_first), int(first))
+        Outcome(Status(status), int(version), int(seq), int(base_first), int(first))
         for status, version, seq, base_first, first in _OUTCOME.iter_unpack(answer)
     ]
-
-
-_STATUSES: Final = tuple(Status)
