@@ -12,7 +12,6 @@ import random
 from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple, Protocol, TypeVar
-from zlib import crc32
 
 import anyio
 import msgspec
@@ -416,7 +415,7 @@ class Writer:
             self.schedule = self.lanes[0].schedule
 
     def _schedule(self, source: WriteSource) -> None:
-        self.lanes[crc32(source.id.encode()) % len(self.lanes)].schedule(source)
+        self.lanes[hash(source.id) % len(self.lanes)].schedule(source)
 
     def backoff(self) -> _Backoff:
         return _Backoff(self.config, self.clock, self.breaker)
