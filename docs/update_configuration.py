@@ -14,11 +14,21 @@ from typing import Any
 
 import msgspec
 
+from holdfast.backends.dynamodb.config import DynamoDBConfig
+from holdfast.backends.postgres.config import PostgresConfig
+from holdfast.backends.redis.config import RedisConfig
 from holdfast.backends.sqlite.config import SQLiteConfig
 from holdfast.config import Config
 from holdfast.settings import describe_type
 
 PAGE = Path(__file__).with_name("configuration.md")
+BACKENDS: dict[str, tuple[type[msgspec.Struct], str]] = {
+    "sqlite": (SQLiteConfig, ""),
+    "postgres": (PostgresConfig, "dsn"),
+    "redis": (RedisConfig, "host port path username password tls"),
+    "dynamodb": (DynamoDBConfig, "table"),
+}
+"""With the fields that are other parts of the URL."""
 BEGIN = "<!-- generated: {name} -->"
 END = "<!-- end -->"
 
@@ -29,7 +39,8 @@ def main() -> None:
 
 def updated(page: str) -> str:
     """The page with its tables made anew."""
-    for name, lines in {"engine": _engine(), "sqlite": _rows(SQLiteConfig, "")}.items():
+    tables = {"engine": _engine(), **{name: _rows(struct, "", skip) for name, (struct, skip) in BACKENDS.items()}}
+    for name, lines in tables.items():
         begin = BEGIN.format(name=name)
         head, _, rest = page.partition(begin)
         _, _, tail = rest.partition(END)
@@ -46,12 +57,12 @@ def _engine() -> Iterator[str]:
             yield from _rows(section, f"{field.name}.")
 
 
-def _rows(struct: type[msgspec.Struct], prefix: str) -> Iterator[str]:
+def _rows(struct: type[msgspec.Struct], prefix: str, skip: str = "") -> Iterator[str]:
     notes = _notes(struct)
     yield "| setting | value | default | |"
     yield "| --- | --- | --- | --- |"
     for field in msgspec.structs.fields(struct):
-        if not _is_section(field.type):
+        if not _is_section(field.type) and field.name not in skip.split():
             cells = (f"`{prefix}{field.name}`", describe_type(field.type), _default(field), notes.get(field.name, ""))
             yield f"| {' | '.join(cells)} |"
 

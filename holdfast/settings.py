@@ -210,6 +210,8 @@ _TYPE_NAMES: Final[Mapping[Any, str]] = {
 
 def describe_type(type_: Any) -> str:
     """A setting's type in words."""
+    if typing.get_origin(type_) is typing.Literal:
+        return f"one of {', '.join(map(str, typing.get_args(type_)))}"
     members = typing.get_args(type_) if isinstance(type_, types.UnionType) else (type_,)
     return " or ".join(_TYPE_NAMES.get(member, getattr(member, "__name__", str(member))) for member in members)
 
