@@ -212,7 +212,7 @@ def copy(source_url: str, target_url: str, *, no_verify: bool, json: bool) -> No
 def demo(store_url: str | None, instances: int | None, *, postgres: bool, json: bool) -> NoReturn:
     """Kill real MCP servers in mid-stream, and check that nothing was lost."""
     try:
-        from holdfast.demo import main as run_demo
+        from holdfast.demo.run import main as run_demo
     except ModuleNotFoundError as exc:
         package = (exc.name or "").partition(".")[0]
         if package in ("", "holdfast"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from holdfast.demo import main
+from holdfast.demo.run import main
 
 if __name__ == "__main__":
     sys.exit(main(json="--json" in sys.argv[1:]))

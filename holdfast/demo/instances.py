@@ -25,11 +25,11 @@ _LEASE_S: Final = 3.0
 class Instances(Story):
     """Any instance answers any request."""
 
-    def __init__(self, folder: Path, url: str, timeline: Timeline, *, instances: int, run: str, store: str) -> None:
-        """``store``: what to call it."""
+    def __init__(self, folder: Path, url: str, timeline: Timeline, *, instances: int, store: str) -> None:
+        """``store``: what to call the store."""
         super().__init__(folder, timeline, instances=instances)
         numbers = range(1, instances + 1)
-        self.servers = [ServerProcess(folder, url, run=run, number=number, lease_s=_LEASE_S) for number in numbers]
+        self.servers = [ServerProcess(folder, url, number=number, lease_s=_LEASE_S) for number in numbers]
         self.proxy = ProxyProcess(folder, self.servers)
         self._store = store
 
@@ -78,7 +78,7 @@ class Instances(Story):
             say("client", f"resumed with its last event id at instance {follower}, follows the tool live from there")
             await self._kill(self.network.runner)
             say("client", f"still connected to instance {follower}, which waits for the dead one's lease to run out")
-        await self._restart(self.network.runner)
+            await self._restart(self.network.runner)
 
     async def _kill_in_mid_stream(self, client: ClientSession) -> None:
         """The instance that the client is connected to, and that runs the tool. It stays dead."""

@@ -90,9 +90,11 @@ class _LoopbackProcess:
 class ServerProcess(_LoopbackProcess):
     """One instance of the MCP server, over the store at ``url``; its ledger and log are in ``folder``."""
 
-    def __init__(self, folder: Path, url: str, *, run: str = "demo", number: int = 1, lease_s: float = 15.0) -> None:
-        """``run`` tells one demo's instances from another's on the same store."""
-        arguments = [str(folder), str(number), f"{run}-{number}", str(lease_s)]
+    def __init__(
+        self, folder: Path, url: str, *, number: int = 1, name: str | None = None, lease_s: float = 15.0
+    ) -> None:
+        """``name``, ``lease_s``: see `Lease`."""
+        arguments = [str(folder), str(number), str(lease_s), *([name] if name else [])]
         super().__init__("holdfast.demo.serve", arguments, folder / f"server-{number}.log")
         self._environment = {_URL_VARIABLE: url}  # not as an argument: it may hold a password
         self.number = number

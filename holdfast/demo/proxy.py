@@ -10,11 +10,11 @@ import anyio
 import httpx2
 import uvicorn
 from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
 from holdfast.demo.process import end_with_parent
-from holdfast.integrations.mcp.asgi import read_body
 
 __all__ = ["SERVED_BY", "RoundRobin", "main"]
 
@@ -38,8 +38,9 @@ class RoundRobin:
         self._client = httpx2.AsyncClient(timeout=_TIMEOUT, limits=httpx2.Limits(max_keepalive_connections=0))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body = await read_body(receive)
-        if body is None:
+        try:
+            body = await Request(scope, receive).body()
+        except ClientDisconnect:
             return
         async with anyio.create_task_group() as tasks:
 

@@ -25,10 +25,13 @@ _MISSED: Final = 6
 class Restarts(Story):
     """A server that is killed, a client that goes on."""
 
-    def __init__(self, folder: Path, url: str, timeline: Timeline, *, run: str, store: str) -> None:
-        """``store``: what to call it."""
+    def __init__(self, folder: Path, url: str, timeline: Timeline, *, name: str, store: str) -> None:
+        """``name``: the server's, at each start, so that what its predecessor left undone is known at once.
+
+        ``store``: what to call the store.
+        """
         super().__init__(folder, timeline, instances=1)
-        self.server = ServerProcess(folder, url, run=run)
+        self.server = ServerProcess(folder, url, name=name)
         self._store = store
 
     async def tell(self) -> DemoResult:

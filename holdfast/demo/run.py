@@ -39,7 +39,6 @@ async def run_demo(
     """
     _check(url, postgres=postgres)
     timeline = Timeline(quiet=quiet)
-    run = f"demo-{secrets.token_hex(4)}"
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="holdfast-demo-")))
         stack.enter_context(anyio.fail_after(_LIMIT_S))
@@ -54,9 +53,9 @@ async def run_demo(
         instances = instances or (2 if postgres else 1)
         if instances == 1:
             timeline.title("An MCP server dies twice in mid-stream. Its sessions are in Holdfast.")
-            return await Restarts(folder, url, timeline, run=run, store=store).tell()
+            return await Restarts(folder, url, timeline, name=f"demo-{secrets.token_hex(4)}", store=store).tell()
         timeline.title("MCP servers behind a proxy without sticky sessions, two of them killed. One Holdfast store.")
-        return await Instances(folder, url, timeline, instances=instances, run=run, store=store).tell()
+        return await Instances(folder, url, timeline, instances=instances, store=store).tell()
 
 
 def _check(url: str | None, *, postgres: bool) -> None:

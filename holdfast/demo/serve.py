@@ -1,4 +1,4 @@
-"""``python -m holdfast.demo.serve PORT FOLDER NUMBER NAME LEASE_S``: one instance of the demo's server.
+"""``python -m holdfast.demo.serve PORT FOLDER NUMBER LEASE_S [NAME]``: one instance of the demo's server.
 
 The store's URL is in ``HOLDFAST_URL``.
 """
@@ -19,7 +19,7 @@ from holdfast.demo.server import app
 __all__ = ["main"]
 
 
-def main(port: int, folder: Path, number: int, name: str, lease_s: float) -> None:
+def main(port: int, folder: Path, number: int, lease_s: float, name: str | None = None) -> None:
     """Serve on loopback until killed."""
     end_with_parent()
     ledger = ledger_path(folder, number, os.getpid())
@@ -28,4 +28,4 @@ def main(port: int, folder: Path, number: int, name: str, lease_s: float) -> Non
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4], float(sys.argv[5]))
+    main(int(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]), *sys.argv[5:])

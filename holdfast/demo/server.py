@@ -85,7 +85,7 @@ class _NotingManager(HoldfastSessionManager):
         return events
 
 
-def app(store: holdfast.Supervisor, ledger: Path, *, instance_name: str, lease_s: float) -> Starlette:
+def app(store: holdfast.Supervisor, ledger: Path, *, instance_name: str | None, lease_s: float) -> Starlette:
     """One instance, which notes in ``ledger`` what it has acknowledged. ``instance_name``, ``lease_s``: see `Lease`."""
     manager = _NotingManager(server, store, retry_interval=200, instance_name=instance_name, lease_s=lease_s)
     manager.ledger = os.open(ledger, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)

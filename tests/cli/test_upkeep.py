@@ -111,9 +111,9 @@ def test_demo_runs_the_demo(call: Call, monkeypatch: pytest.MonkeyPatch, code: i
         asked.append((url, instances, postgres, json))
         return code
 
-    module = types.ModuleType("holdfast.demo")
+    module = types.ModuleType("holdfast.demo.run")
     module.main = fake_main  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "holdfast.demo", module)
+    monkeypatch.setitem(sys.modules, "holdfast.demo.run", module)
     assert call("demo", "--json").exit_code == code
     assert call("demo").exit_code == code
     assert call("demo", "--store", "sqlite:///a.db", "--instances", "3").exit_code == code

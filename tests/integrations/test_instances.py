@@ -366,7 +366,7 @@ async def test_the_owner_is_checked_on_every_instance(server: Any, store_url: st
 
 
 async def test_delete_at_one_ends_all_of_it_at_the_other(server: Any, store_url: str, gate: Any) -> None:
-    async with peers(server, store_url, lease_s=0.6) as (a, b), a.client() as to_a, b.client() as to_b:
+    async with peers(server, store_url, lease_s=3.0) as (a, b), a.client() as to_a, b.client() as to_b:
         session_id = await initialize(to_a)
         seen = await begin(to_a, session_id, gate, 1, of=3)
         async with resumed(to_a, session_id, None) as standalone, resumed(to_a, session_id, seen[-1].id) as tail:
@@ -394,7 +394,7 @@ async def test_a_tool_on_one_instance_is_followed_live_at_the_other(server: Any,
 
 
 async def test_answers_and_cancellations_find_their_instance(server: Any, store_url: str, gate: Any) -> None:
-    async with peers(server, store_url, lease_s=0.6) as (a, b), a.client() as to_a, b.client() as to_b:
+    async with peers(server, store_url, lease_s=3.0) as (a, b), a.client() as to_a, b.client() as to_b:
         session_id = await initialize(to_a)
         with anyio.fail_after(20):
             async with to_a.stream("POST", PATH, json=tool_call("ask", 1), headers=headers(session_id)) as response:
@@ -445,7 +445,7 @@ async def test_the_sdks_client_is_asked_and_answers_wherever_its_requests_go(ser
 
 @asynccontextmanager
 async def processes(folder: Path, url: str) -> AsyncIterator[list[ServerProcess]]:
-    servers = [ServerProcess(folder, url, run="test", number=number, lease_s=1.5) for number in (1, 2)]
+    servers = [ServerProcess(folder, url, number=number, lease_s=3.0) for number in (1, 2)]
     async with AsyncExitStack() as stack:
         async with anyio.create_task_group() as tasks:
             for server in servers:
