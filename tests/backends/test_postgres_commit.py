@@ -12,7 +12,7 @@ import pytest
 from holdfast.backends.base import EventQuery, LoadRequest, Marker, SessionWrite, Status
 from holdfast.backends.memory import MemoryBackend
 from holdfast.backends.postgres import PostgresBackend
-from holdfast.errors import OutcomeUnknown, Overloaded, Rejected, Unavailable
+from holdfast.errors import OutcomeUnknown, Overloaded, Rejected, StoreError, Unavailable
 from holdfast.model import Durability
 from holdfast.testing import ManualClock
 from holdfast.testing.contract.direct import Direct, blind, creation, fenced, new_event, new_head, texts
@@ -200,11 +200,11 @@ async def test_commit_that_arrives_after_resolve_is_void(
 async def test_resolve_waits_for_a_commit_under_way(
     backend: PostgresBackend, direct: Direct, make_backend: MakeBackend, schema: str
 ) -> None:
-    """P5: None would be a lie while the commit waits for a lock in the database."""
+    """P5, C49: given up by its caller, the commit waits for a lock in the database: None would be a lie."""
     head = await direct.create("s")
     marker = Marker("w", 0, 1)
     found = list[Any]()
-    query = f'DO $$ BEGIN UPDATE "{schema}".sessions SET owner = NULL; PERFORM pg_sleep(0.8); END $$'
+    query = f'DO $$ BEGIN UPDATE "{schema}".sessions SET owner = NULL; PERFORM pg_sleep(2.5); END $$'
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(lambda: sql(shared_url(), query, fetch=False))
         await anyio.sleep(0.3)
@@ -259,7 +259,7 @@ async def test_black_hole_takes_a_bounded_time(behind: PostgresBackend, proxy: T
 
             for _ in range(3):
                 tasks.start_soon(read)
-            with pytest.raises(OutcomeUnknown):
+            with pytest.raises(StoreError):  # which one depends on who got the connection that there was
                 await direct.one(blind(head, events=[new_event()]))
     assert behind._inner is not None
     assert behind._inner.pool.connections == 0
