@@ -262,8 +262,7 @@ async def _index_entries(table: Table, after: int, owner: str | None, limit: int
     if owner is not None:
         partitions = [_Partition(table, "owned", "o", f"={owner}", after, limit)]
     else:
-        share = max(limit // SHARDS * 2, 10)
-        partitions = [_Partition(table, "live", "l", f"L{shard}", after, share) for shard in range(SHARDS)]
+        partitions = [_Partition(table, "live", "l", f"L{shard}", after, limit) for shard in range(SHARDS)]
     await asyncio.gather(*(partition.fill() for partition in partitions))
     queue = [(partition.entries[0], number) for number, partition in enumerate(partitions) if partition.entries]
     heapq.heapify(queue)

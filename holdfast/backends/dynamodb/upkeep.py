@@ -40,7 +40,7 @@ class Upkeep:
         for shard in range(SHARDS):
             async for page in self._due(f"D{shard}", now_s):
                 expired = [stored for stored in page if _has_expired(stored, now_us)]
-                await asyncio.gather(*(self._file_anew(stored) for stored in page if stored not in expired))
+                await asyncio.gather(*(self._file_anew(stored) for stored in page if not _has_expired(stored, now_us)))
                 room = limit - len(gone)
                 ended = await asyncio.gather(*(self._end(stored, now_s) for stored in expired[:room]))
                 gone += [session for session in ended if session is not None]
@@ -137,7 +137,8 @@ class Upkeep:
 
     async def _walk(self, policy: TrimPolicy, limit: int) -> int:
         deleted, start = 0, self._trimmed_to
-        for after, end in ((start, None), (-1, start)):
+        rounds = [(start, None)] if start < 0 else [(start, None), (-1, start)]
+        for after, end in rounds:
             async for stored in live_sessions(self._table, after):
                 if end is not None and stored.incarnation > end:
                     break
