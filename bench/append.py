@@ -42,10 +42,12 @@ def run(
     *,
     events: int | None = None,
     connections: int | None = None,
+    burst: int = 1,
 ) -> list[Section]:
     """All competitors at each number of ``sessions``, interleaved: every round runs each of them once.
 
-    ``events``: so many in each run, whatever the competitor. Raises: `Void`, `NoServer`.
+    ``events``: so many in each run, whatever the competitor. ``connections``, ``burst``: see `Workload`.
+    Raises: `Void`, `NoServer`.
     """
     found = STORES[store]
     level = settings.level or found.levels[0]
@@ -56,10 +58,10 @@ def run(
             for name, measured in timings.items():
                 settings.progress(f"append, {found.title}, {count:,} sessions, round {number + 1}, {name}")
                 total = events or _events(store, name, count, quick=settings.quick)
-                workload = Workload(count, min(max(1, total // count), _MOST_EVENTS_EACH), connections)
+                workload = Workload(count, min(max(burst, total // count), _MOST_EVENTS_EACH), connections, burst)
                 call = partial(measure, store, name, settings.loop, workload, url=settings.url, level=level)
                 measured.append(isolated(settings, call))
-        sections += _sections(found, level, count, timings)
+        sections += _sections(_title(found, level, count, burst), found, count, timings)
     return sections
 
 
@@ -106,12 +108,15 @@ def _events(store: StoreName, name: str, sessions: int, *, quick: bool) -> int:
     return scale.batching if competitor(store, name).batches else scale.single
 
 
-def _sections(store: Store, level: str, sessions: int, timings: dict[str, list[Timing]]) -> list[Section]:
-    alone = sessions == 1
-    title = f"append: {sessions:,} session{'' if alone else 's'}, each awaiting its appends, {store.title} at {level}"
+def _title(store: Store, level: str, sessions: int, burst: int) -> str:
+    waiting = "awaiting its appends" if burst == 1 else f"with {burst} appends in flight"
+    return f"append: {sessions:,} session{'' if sessions == 1 else 's'}, each {waiting}, {store.title} at {level}"
+
+
+def _sections(title: str, store: Store, sessions: int, timings: dict[str, list[Timing]]) -> list[Section]:
     barred = sessions == _BARRED_SESSIONS
     sections = [_throughput_section(title, store, timings, barred=barred), _cpu_section(title, timings)]
-    return [*sections, _latency_section(store, timings)] if alone else sections
+    return [*sections, _latency_section(store, timings)] if sessions == 1 else sections
 
 
 def _throughput_section(title: str, store: Store, timings: dict[str, list[Timing]], *, barred: bool) -> Section:

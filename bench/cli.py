@@ -59,7 +59,10 @@ def _append_options(command: Callable[..., None]) -> Callable[..., None]:
     connections = click.option(
         "--connections", type=click.IntRange(min=1), help="Of the plain drivers, in place of their fastest number."
     )
-    return sessions(events(connections(command)))
+    burst = click.option(
+        "--burst", type=click.IntRange(min=1), default=1, help="Appends that each session has in flight.  [1]"
+    )
+    return sessions(events(connections(burst(command))))
 
 
 def _store_options(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -87,11 +90,18 @@ def main() -> None:
 @_append_options
 @_shared_options
 def append(
-    store: StoreName, sessions: tuple[int, ...], events: int | None, connections: int | None, **options: Any
+    store: StoreName,
+    sessions: tuple[int, ...],
+    events: int | None,
+    connections: int | None,
+    burst: int,
+    **options: Any,
 ) -> None:
     """Durable appends per second, and the latency of one alone."""
     _check_place(store, options)
-    _run([_append_benchmark(store, sessions, events, connections)], **options)
+    if burst > 1 and not STORES[store].bursts:
+        raise click.UsageError(f"{store}: the plain driver's rows would come out of order with --burst")
+    _run([_append_benchmark(store, sessions, events=events, connections=connections, burst=burst)], **options)
 
 
 @main.command()
@@ -147,9 +157,9 @@ def units(**options: Any) -> None:
 @main.command("all")
 @_append_options
 @_shared_options
-def run_all(sessions: tuple[int, ...], events: int | None, connections: int | None, **options: Any) -> None:
-    """All of the above on SQLite, and in memory."""
-    append_on_sqlite = _append_benchmark("sqlite", sessions, events, connections)
+def run_all(sessions: tuple[int, ...], events: int | None, connections: int | None, burst: int, **options: Any) -> None:
+    """Append on SQLite, get, memory and replay: what needs no server."""
+    append_on_sqlite = _append_benchmark("sqlite", sessions, events=events, connections=connections, burst=burst)
     _run([append_on_sqlite, get_bench.run, memory_bench.run, replay_bench.run], **options)
 
 
@@ -162,12 +172,10 @@ def _check_place(store: StoreName, options: dict[str, Any]) -> None:
         raise click.UsageError(f"{store} is measured at {' or '.join(levels)}")
 
 
-def _append_benchmark(
-    store: StoreName, sessions: tuple[int, ...], events: int | None, connections: int | None
-) -> Benchmark:
+def _append_benchmark(store: StoreName, sessions: tuple[int, ...], **sizes: Any) -> Benchmark:
     def run(settings: Settings) -> list[Section]:
         chosen = sessions or (_QUICK_SCALES if settings.quick else _SCALES)
-        return append_bench.run(settings, store, chosen, events=events, connections=connections)
+        return append_bench.run(settings, store, chosen, **sizes)
 
     return run
 

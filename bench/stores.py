@@ -44,6 +44,8 @@ class Store(NamedTuple):
     peers: Sequence[Peer]
     scales: Mapping[int, Scale]
     """By the number of sessions; the largest is for any other number."""
+    bursts: bool = True
+    """Whether every competitor's rows come out right with several appends of a session in flight."""
     alone_only: frozenset[str] = frozenset()
     """Who competes only where one session is alone."""
 
@@ -92,6 +94,7 @@ STORES: Final[Mapping[StoreName, Store]] = {
     ),
     "valkey": Store(
         title="Valkey",
+        bursts=False,
         levels=("disk", "process"),
         competitors={
             "holdfast": "bench.competitors.valkey.holdfast:HoldfastValkey",

@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import Any, Final, Literal, cast
 from unittest import mock
 
-import anyio
 from aiobotocore.session import AioSession  # type: ignore[import-untyped]
 
-import holdfast
 from bench.competitors.base import Competitor, Place, Workload, check_stored
 from bench.competitors.dynamodb.each import PairEach, TransactionEach
 from bench.competitors.dynamodb.holdfast import HoldfastDynamoDB
 from bench.figures import Bar, Figure, Section, paired
-from bench.payload import EVENT_TYPE, MESSAGE, MESSAGE_JSON
+from bench.payload import MESSAGE_JSON
 from bench.runner import Loop, Settings, isolated, run_on
 from bench.servers import place
 
@@ -73,22 +71,8 @@ def _competitor(way: Way, found: Place, workload: Workload) -> Competitor:
         return PairEach(found, workload)
     if way == "transaction":
         return TransactionEach(found, workload)
-    return _Burst(found, workload) if way == "burst" else HoldfastDynamoDB(found, workload)
-
-
-class _Burst(HoldfastDynamoDB):
-    """As a tool does that reports its progress: it appends without waiting, and waits for all at the end."""
-
-    async def run(self, latencies_s: list[float] | None) -> None:
-        del latencies_s
-        async with anyio.create_task_group() as tasks:
-            for session in self.sessions:
-                for _ in range(self.workload.events_each):
-                    tasks.start_soon(_append, session)
-
-
-async def _append(session: holdfast.Session) -> None:
-    await session.append(MESSAGE, type=EVENT_TYPE)
+    # A burst is what a tool does that reports its progress: it appends without waiting, and waits for all at the end.
+    return HoldfastDynamoDB(found, workload._replace(burst=workload.events_each if way == "burst" else 1))
 
 
 async def _spend(competitor: Competitor, meter: _Meter) -> float:

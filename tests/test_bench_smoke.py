@@ -149,7 +149,8 @@ def _names(section: Any) -> list[str]:
     ("store", "loop", "sessions"), [("postgres", "trio", 2), ("valkey", "asyncio", 1), ("dynamodb", "asyncio", 1)]
 )
 def test_servers_are_started_for_each_run(store: StoreName, loop: Loop, sessions: int, tmp_path: Path) -> None:
-    which = ("--store", store, "--loop", loop, "--sessions", str(sessions), "--connections", "3")
+    which = ["--store", store, "--loop", loop, "--sessions", str(sessions), "--connections", "3"]
+    which += ["--burst", "3"] if STORES[store].bursts else []
     sections = _quick_report(tmp_path, "append", *which)
     assert all(STORES[store].title in section["title"] for section in sections)
     ratios = [f"holdfast / {peer.ratio}" for peer in STORES[store].peers]

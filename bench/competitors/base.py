@@ -36,6 +36,8 @@ class Workload(NamedTuple):
     events_each: int
     connections: int | None = None
     """How many connections a plain driver gets; None: as many as were its fastest."""
+    burst: int = 1
+    """How many appends of a session are in flight at once."""
 
     @property
     def events(self) -> int:
@@ -80,24 +82,29 @@ class Competitor(Protocol):
 async def await_appends(
     workload: Workload, latencies_s: list[float] | None, append: Callable[[int], Awaitable[object]]
 ) -> None:
-    """All sessions at once, each awaiting its appends one by one. ``append`` takes the session's index."""
+    """All sessions at once, each awaiting its appends one by one, or burst by burst.
 
-    async def session(index: int) -> None:
-        for _ in range(workload.events_each):
+    ``append`` takes the session's index.
+    """
+
+    async def caller(index: int, appends: int) -> None:
+        for _ in range(appends):
             await append(index)
 
-    async def timed_session(index: int, latencies_s: list[float]) -> None:
-        for _ in range(workload.events_each):
+    async def timed_caller(index: int, appends: int, latencies_s: list[float]) -> None:
+        for _ in range(appends):
             begin = perf_counter()
             await append(index)
             latencies_s.append(perf_counter() - begin)
 
+    shares = [len(range(number, workload.events_each, workload.burst)) for number in range(workload.burst)]
     async with anyio.create_task_group() as tasks:
         for index in range(workload.sessions):
-            if latencies_s is None:
-                tasks.start_soon(session, index)
-            else:
-                tasks.start_soon(timed_session, index, latencies_s)
+            for share in shares:
+                if latencies_s is None:
+                    tasks.start_soon(caller, index, share)
+                else:
+                    tasks.start_soon(timed_caller, index, share, latencies_s)
 
 
 class Flush(NamedTuple):

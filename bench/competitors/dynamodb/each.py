@@ -11,7 +11,7 @@ from bench.competitors.base import Place, Workload, await_appends
 from bench.competitors.dynamodb import layout
 from bench.runner import Loop
 
-_CONNECTIONS: Final = 64
+_CONNECTIONS: Final = 32
 
 
 class _Each:
@@ -56,7 +56,7 @@ class TransactionEach(_Each):
         await self.client.transact_write_items(
             TransactItems=[
                 {"Put": layout.event_put(self.place, index, seq)},
-                {"Update": layout.head_update(self.place, index, seq)},
+                {"Update": layout.head_update(self.place, index)},
             ]
         )
 
@@ -68,4 +68,4 @@ class PairEach(_Each):
 
     async def append(self, index: int, seq: int) -> None:
         await self.client.put_item(**layout.event_put(self.place, index, seq))
-        await self.client.update_item(**layout.head_update(self.place, index, seq))
+        await self.client.update_item(**layout.head_update(self.place, index))

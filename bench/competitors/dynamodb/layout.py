@@ -66,13 +66,13 @@ def event_put(place: Place, index: int, seq: int) -> dict[str, Any]:
     return {"TableName": place.name, "Item": item}
 
 
-def head_update(place: Place, index: int, seq: int) -> dict[str, Any]:
-    """Parameters of UpdateItem: the session's last number, its last activity, its version."""
-    values = {":seq": {"N": str(seq)}, ":now": {"N": str(time.time_ns() // 1000)}, ":one": {"N": "1"}}
+def head_update(place: Place, index: int) -> dict[str, Any]:
+    """Parameters of UpdateItem: one event more, and the session's last activity."""
+    values = {":now": {"N": str(time.time_ns() // 1000)}, ":one": {"N": "1"}}
     return {
         "TableName": place.name,
         "Key": _key(index, _HEAD),
-        "UpdateExpression": "SET last_seq = :seq, active_us = :now ADD version :one",
+        "UpdateExpression": "SET active_us = :now ADD last_seq :one, version :one",
         "ExpressionAttributeValues": values,
     }
 

@@ -14,7 +14,7 @@ from bench.competitors.postgres import layout
 from bench.payload import EVENT_TYPE
 from bench.runner import Loop
 
-_CONNECTIONS: Final = 4
+_CONNECTIONS: Final = 8
 
 _TRANSACTION: Final = (
     "WITH new AS ("
@@ -27,7 +27,7 @@ _TRANSACTION: Final = (
 
 
 class AsyncpgBulk:
-    """The same rows by ``unnest``, 1,000 events a transaction, over four connections that share no session.
+    """The same rows by ``unnest``, 1,000 events a transaction, over eight connections that share no session.
 
     A transaction is one prepared statement. All arguments are made before the clock starts.
     """

@@ -10,7 +10,7 @@ from bench.competitors.base import Place, Workload, await_appends
 from bench.competitors.valkey import layout
 from bench.runner import Loop
 
-_CONNECTIONS: Final = 128
+_CONNECTIONS: Final = 16
 
 _APPEND: Final = "redis.call('SETRANGE', KEYS[1], 0, ARGV[1]) return redis.call('RPUSH', KEYS[2], ARGV[2])"
 
