@@ -9,9 +9,9 @@ import pytest
 
 from holdfast.backends.base import Backend, Batch, EventQuery, Head, LoadRequest, Marker, Status, TrimPolicy
 from holdfast.backends.dynamodb import DynamoDBBackend
-from holdfast.backends.dynamodb.items import EventChunk, Stored, decode_chunk, item_bytes
+from holdfast.backends.dynamodb.items import EventChunk, Stored, decode_chunk, item_bytes, state_item
 from holdfast.backends.dynamodb.limits import CHUNK_BYTES, MAX_EVENT_BYTES, MAX_UNIT_KEYS, MAX_VALUE_BYTES
-from holdfast.errors import Rejected, SchemaError
+from holdfast.errors import Rejected, SchemaError, Unavailable
 from holdfast.model import Durability
 from holdfast.testing import ManualClock
 from holdfast.testing.contract.direct import Direct, blind, creation, fenced, new_event, new_head, texts
@@ -141,8 +141,6 @@ async def test_overlapping_copies_of_a_tail_do_no_harm(direct: Direct, backend: 
 
 async def test_a_hole_in_the_log_is_not_passed_over(direct: Direct, backend: DynamoDBBackend) -> None:
     """P7: a reader that meets less than the head says reads again, and never skips."""
-    from holdfast.errors import Unavailable
-
     head = await direct.create("s")
     for _ in range(3):
         await direct.append(head, BIG)
@@ -375,6 +373,17 @@ async def test_state_and_head_are_of_one_moment(
             assert len(values) <= 1
             assert all(value.version == snapshot.head.version for value in values)
     assert len(await second.state("s")) == 2
+
+
+async def test_a_state_item_from_after_the_head_is_not_shown(direct: Direct, backend: DynamoDBBackend) -> None:
+    """A query need not be of one moment (the emulators' are): staged by an item that is ahead of its head."""
+    head = await direct.create("s")
+    await direct.one(blind(head, sets={"k": (b'"%s"' % (b"x" * 900), 1)}))
+    ahead = await stored(backend, "s")
+    ahead = ahead._replace(rev=ahead.rev + 1)
+    await backend._bridge.call(backend._table.put_copy, state_item(ahead, "k", b"2", 9))
+    with pytest.raises(Unavailable, match="one moment"):
+        await direct.state("s")
 
 
 async def test_a_newer_format_is_refused(direct: Direct, backend: Backend, other: DynamoDBBackend) -> None:
