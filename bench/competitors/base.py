@@ -35,7 +35,7 @@ class Workload(NamedTuple):
     sessions: int
     events_each: int
     connections: int | None = None
-    """How many connections a plain driver gets; None: as many as were its fastest."""
+    """How many connections a plain driver gets; None: what did best."""
     burst: int = 1
     """How many appends of a session are in flight at once."""
 
