@@ -154,6 +154,16 @@ async def test_another_programs_key(server: ValkeyServer, direct: Direct, backen
     assert (await direct.one(bad)).status is Status.COMMITTED
 
 
+async def test_another_programs_state(server: ValkeyServer, direct: Direct, backend: RedisBackend) -> None:
+    """The script breaks off in its middle: nothing is promised, and nothing guessed."""
+    head = await direct.create("s")
+    server.command("SET", backend._keys.head("s")[:-1] + b"s", "x")
+    with pytest.raises(OutcomeUnknown, match="broke off"):
+        await direct.one(blind(head, sets={"k": (b"1", 1)}))
+    with pytest.raises(Unavailable, match="broke off"):
+        await backend.resolve(direct.last_marker)
+
+
 async def test_restart(server: ValkeyServer, direct: Direct) -> None:
     """C10: an orderly one, and a kill: what was answered is there, and the next call connects anew."""
     head = await direct.create("s")

@@ -244,7 +244,7 @@ async def test_looked_at_once_a_ttl(direct: Direct, backend: RedisBackend, keys:
 async def test_markers_of_sessions_do_not_stay(backend: RedisBackend, direct: Direct, keys: Keys) -> None:
     """In a cluster there is one beside each session: the server removes it."""
     await direct.create("s")
-    lane = keys.marker("contract", 0)
+    lane = keys.marker(direct.last_marker.writer, 0)
     assert 0 < int(str(await ask(backend, b"PTTL", lane))) <= 2 * 24 * 3_600 * 1_000
     beside = await ask(backend, b"PTTL", keys.session_marker(keys.head("s"), direct.last_marker))
     if not backend._open_store().writes.in_order:

@@ -72,7 +72,7 @@ class RedisBackend:
     def __init__(self, config: RedisConfig) -> None:
         self._config: Final = config
         self._keys: Final = Keys(config.prefix)
-        self._instance: Final = uuid.uuid4().bytes
+        self._instance = b""
         self._bridge: Final = Bridge("holdfast-redis")
         self._store: _Store | None = None
         self._capabilities: Capabilities | None = None
@@ -94,6 +94,7 @@ class RedisBackend:
 
     async def _connect(self) -> None:
         config = self._config
+        self._instance = uuid.uuid4().bytes
         cluster = await self._is_cluster()
         make = ClusterLink if cluster else SingleLink
         writes, reads = make(config), make(config)

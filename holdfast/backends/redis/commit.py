@@ -18,7 +18,7 @@ import structlog
 
 from holdfast.backends.base import Batch, Marker, Outcome, SessionWrite, Status
 from holdfast.backends.redis.config import RedisConfig
-from holdfast.backends.redis.errors import code_of, translate
+from holdfast.backends.redis.errors import code_of, is_of_script, translate
 from holdfast.backends.redis.index import Index, checked
 from holdfast.backends.redis.keys import Entry, Keys, marker_member, parse_marker_member
 from holdfast.backends.redis.link import Command, Link, Reply
@@ -208,6 +208,8 @@ def _answers(replies: Sequence[Reply]) -> list[bytes]:
     error: StoreError = translate(errors[0])
     if len(errors) < len(replies):
         error = OutcomeUnknown(f"a part of the commit was refused: {error}")
+    elif any(map(is_of_script, errors)):
+        error = OutcomeUnknown(f"the commit broke off: {error}")
     elif code_of(errors[0]) == "SUPERSEDED":
         error = OutcomeUnknown("a later commit of the same lane is stored")
     raise error from errors[0]

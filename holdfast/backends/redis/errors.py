@@ -8,7 +8,7 @@ import redis.exceptions as driver
 
 from holdfast.errors import Rejected, StoreError, Unavailable
 
-__all__ = ["code_of", "translate"]
+__all__ = ["code_of", "is_of_script", "translate"]
 
 _TYPES: Final[tuple[tuple[type[Exception], type[StoreError], str], ...]] = (
     (driver.BusyLoadingError, Unavailable, "the server is loading its data"),
@@ -36,6 +36,7 @@ _CODES: Final[dict[str, tuple[type[StoreError], str]]] = {
     "MISCONF": (Unavailable, "the server cannot save to its disk"),
     "NOREPLICAS": (Unavailable, "the server has too few replicas"),
     "UNBLOCKED": (Unavailable, "the server changed its role"),
+    "FOREIGN": (Rejected, "another program's data is in our place"),
     "WRONGTYPE": (Rejected, "another program's data is in our place"),
     "ERR": (Rejected, "the server refuses the command"),
 }
@@ -45,6 +46,11 @@ _CODES: Final[dict[str, tuple[type[StoreError], str]]] = {
 def code_of(error: BaseException) -> str:
     """The first word of an error reply."""
     return str(error).partition(" ")[0]
+
+
+def is_of_script(error: BaseException) -> bool:
+    """Whether a script failed in its middle, and not before its first line."""
+    return "@user_script" in str(error)
 
 
 def translate(exc: Exception) -> StoreError:

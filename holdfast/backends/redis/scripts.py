@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 from redis.exceptions import NoScriptError, ResponseError
 
 from holdfast.backends.redis.link import Argument, Command, Link, Reply
+from holdfast.errors import OutcomeUnknown, Unavailable
 
 __all__ = ["COMMIT", "EVENTS", "EXPIRE", "LOAD", "STALE", "TRIM", "Script", "call", "run"]
 
@@ -45,10 +46,21 @@ async def run(link: Link, commands: Sequence[Command]) -> list[Reply]:
     """
     replies = await link.send(commands)
     missed = [number for number, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
-    if missed:
-        for reply in await link.send_everywhere([(b"SCRIPT", b"LOAD", script.source) for script in _ALL]):
-            if isinstance(reply, ResponseError):
-                return [reply if number in missed else found for number, found in enumerate(replies)]
-        for number, reply in zip(missed, await link.send([commands[number] for number in missed]), strict=True):
-            replies[number] = reply
+    if not missed:
+        return replies
+    try:
+        again = await _load_and_send(link, [commands[number] for number in missed])
+    except Unavailable as exc:
+        if len(missed) == len(commands):
+            raise
+        raise OutcomeUnknown(f"only a part was done: {exc}") from exc
+    for number, reply in zip(missed, again, strict=True):
+        replies[number] = reply
     return replies
+
+
+async def _load_and_send(link: Link, commands: Sequence[Command]) -> list[Reply]:
+    for reply in await link.send_everywhere([(b"SCRIPT", b"LOAD", script.source) for script in _ALL]):
+        if isinstance(reply, ResponseError):
+            return [reply] * len(commands)
+    return await link.send(commands)

@@ -166,9 +166,12 @@ if known ~= '' and string.sub(known, 1, 16) == instance then
   if stored > flush then return redis.error_reply('SUPERSEDED a later flush of this lane is stored') end
 end
 
--- All heads first: what is no head fails here, before anything is changed.
+-- All heads first: what is no head is refused here, before anything is changed.
 local rows, outcomes = {}, {}
-for i = 1, count do rows[i] = call('GETRANGE', KEYS[i + 1], 0, ROW_SIZE - 1) end
+for i = 1, count do
+  rows[i] = redis.pcall('GETRANGE', KEYS[i + 1], 0, ROW_SIZE - 1)
+  if type(rows[i]) == 'table' then return redis.error_reply('FOREIGN a key of ours is of another type') end
+end
 for i = 1, count do outcomes[i] = apply(KEYS[i + 1], rows[i]) end
 
 local answer = table.concat(outcomes)
