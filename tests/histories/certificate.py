@@ -14,6 +14,9 @@ its log):
   first. So every read sees all that was acknowledged anywhere before it began, and nothing that it saw is
   unseen by a later read; events given out by a subscription count as reads;
 - versions are the places in that order, without a gap or a double;
+- nothing is written to a session once it is closed, or read once it is deleted, in any process; subscriptions
+  to a closed one end, behind its last event;
+- with ``max_events``, reads show the newest so many and never one more;
 - what failed for certain did not happen; what was in flight at a ``kill -9``, was cancelled, or failed
   with `OutcomeUnknown` happened once, at one place after its call, or not at all.
 
@@ -24,7 +27,13 @@ what had returned when it was called. The first place is the best: whatever is p
 possible with it. So for a given order of writes this is exact and linear in the length of the history.
 
 Trims (`delete_events_before`) take no version. They are checked by time: a read of the log begins at a floor
-that was in force at some moment of the read.
+that was in force at some moment of the read. `Session.events` ends with what was the newest at its start, and
+begins where the log began a moment later; so with ``max_events`` no more is asked of it either
+(see `test_reduced`).
+
+Left out, because less is promised: reads with ``cached=True`` (of what this process knows, perhaps old), and
+writes acknowledged at ``durability="memory"`` (before they are stored: a kill may lose them). An event that a
+subscription gives out may have been dropped since it was read.
 """
 
 from __future__ import annotations
@@ -32,8 +41,8 @@ from __future__ import annotations
 import dataclasses
 from bisect import bisect_left
 
-from tests.histories.history import FIRST_STATE, History, Operation
-from tests.histories.model import Impossible, Log, State, answers, apply, observed
+from tests.histories.history import History, Operation
+from tests.histories.model import Impossible, answers, apply, first_state, observed
 from tests.histories.trimming import Floors
 
 __all__ = ["Undecided", "check"]
@@ -93,8 +102,8 @@ class _Read:
 class _Checker:
     def __init__(self, history: History) -> None:
         operations = history.operations
-        first = next(op for op in operations if op.kind == FIRST_STATE)
-        self._base = int(first.result[0])
+        first = first_state(history)
+        self._base = first.version
         writes = [op for op in operations if op.is_write and op.happened != "no"]
         self._known = [op for op in writes if op.version]
         self._unknown = sorted((op for op in writes if not op.version), key=lambda op: -op.called_ns)
@@ -103,7 +112,7 @@ class _Checker:
         self._at = {op.version: op for op in self._known}
         self._last = max(self._at, default=self._base)
         self._reads = self._find_reads(operations)
-        self._states = [State(self._base, {}, Log())]
+        self._states = [first]
         self._furthest: list[int] = [self._base]
         """The highest place among the first n reads."""
         self._placed: list[tuple[int, Operation]] = []
@@ -204,9 +213,14 @@ class _Checker:
         for version, write in self._placed:
             if write.called_ns > (read.operation.returned_ns or 0):
                 highest = min(highest, version - 1)
-        for version in range(lowest, highest + 1):
-            if observed(self._states[version - self._base], read.operation, read.floors):
-                return version
+        states = self._states[lowest - self._base : highest - self._base + 1]
+        floors = {*read.floors}
+        if read.operation.kind == "events" and states and states[0].max_events is not None:
+            # its beginning may be of another moment than its end
+            floors.update(state.floor_above(1) for state in states)
+        for state in states:
+            if observed(state, read.operation, floors):
+                return state.version
         self._blame(f"{read.operation}: no version from {lowest} to {highest} shows this{self._nearby(lowest)}")
         return None
 

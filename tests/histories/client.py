@@ -5,15 +5,23 @@ from __future__ import annotations
 import itertools
 import random
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
 import anyio
 
 from holdfast.actors.engine import Engine
 from holdfast.actors.unit import Unit
-from holdfast.errors import ActorCrashed, Conflict, DeadlineExceeded, EventGap, HoldfastError, OutcomeUnknown
+from holdfast.errors import (
+    ActorCrashed,
+    Conflict,
+    DeadlineExceeded,
+    EventGap,
+    HoldfastError,
+    OutcomeUnknown,
+    SessionClosed,
+    SessionNotFound,
+)
 from holdfast.model import LATEST, Event, Latest
 from holdfast.supervisor.session import Session
 from holdfast.waiting import Ack
@@ -24,6 +32,10 @@ __all__ = ["Client"]
 KEYS = ("a", "b", "c")
 COUNTERS = ("n", "m")
 STREAMS = ("", "x")
+
+
+Following = Callable[[], Awaitable[int | None]]
+"""Waits for the next event; its seq, or None if there will be no more."""
 
 
 class Witness:
@@ -219,6 +231,24 @@ class Client:
             shown=_same,
         )
 
+    # Ends
+
+    async def close(self) -> None:
+        async def run(deadline_s: float | None) -> bool:
+            if not await self.session.close(deadline_s=deadline_s):
+                raise SessionClosed(self.session.id)
+            return True
+
+        await self.call("close", {}, run, shown=_same)
+
+    async def delete(self) -> None:
+        async def run(deadline_s: float | None) -> bool:
+            if not await self.session.delete(deadline_s=deadline_s):
+                raise SessionNotFound(self.session.id)
+            return True
+
+        await self.call("delete", {}, run, shown=_same)
+
     # Reads
 
     async def get(self) -> None:
@@ -280,49 +310,60 @@ class Client:
         rng = self._rng
         after = self._cursor() if rng.random() < 0.7 else LATEST
         slow_s = rng.choice([0.0, 0.0, 0.01])
-        async with self.subscription(after, rng.choice([None, *STREAMS])) as follow:
+
+        async def listen(following: Following) -> None:
             with anyio.move_on_after(rng.random() * 0.5):
                 for _ in range(rng.randrange(1, 40)):
-                    await follow()
+                    if await following() is None:
+                        break
                     await anyio.sleep(slow_s)
+
+        await self._subscribe(after, rng.choice([None, *STREAMS]), listen)
 
     async def follow(self, until: Callable[[], bool], catch_up_s: float) -> None:
         """Subscribe to everything from now until the end, and see that all arrives then.
 
-        Raises: TimeoutError.
+        It may end before, with the session, or (where the oldest events are dropped) with a gap. Raises: TimeoutError.
         """
         newest = await self.session.last_events(1)
-        seq = newest[0].seq if newest else 0
-        async with self.subscription(newest[0].id if newest else None, None) as follow:
-            while not until():
-                with anyio.move_on_after(0.1):
-                    seq = await follow()
-            with anyio.fail_after(catch_up_s):
-                while seq < (await self.session.info()).last_seq:
-                    seq = await follow()
 
-    @asynccontextmanager
-    async def subscription(
-        self, after: str | Latest | None, stream: str | None
-    ) -> AsyncGenerator[Callable[[], Awaitable[int]]]:
-        """Gives a function that waits for the next event; its seq."""
+        async def listen(following: Following) -> None:
+            seq: int | None = newest[0].seq if newest else 0
+            while not until() and seq is not None:
+                with anyio.move_on_after(0.1):
+                    seq = await following()
+            with anyio.fail_after(catch_up_s):
+                while seq is not None and seq < (await self.session.info()).last_seq:
+                    seq = await following()
+
+        await self._subscribe(newest[0].id if newest else None, None, listen)
+
+    async def _subscribe(
+        self, after: str | Latest | None, stream: str | None, listen: Callable[[Following], Awaitable[None]]
+    ) -> None:
+        """Write down what ``listen`` is shown."""
         position = seq_of(after) if isinstance(after, str) else None if after is LATEST else 0
         number = self._recorder.called(self.session.id, "tail", {"after": position, "stream": stream})
+        over = False
         try:
             async with self.session.subscribe(after=after, stream=stream) as events:
                 self._recorder.began(number)
 
-                async def follow() -> int:
+                async def following() -> int | None:
+                    nonlocal over
                     called_ns = time.monotonic_ns()
-                    event = await anext(events)
+                    event = await anext(events, None)
+                    over = event is None
+                    if event is None:
+                        return None
                     self._recorder.saw(number, called_ns, [event.id, event.data])
                     return event.seq
 
-                yield follow
-        except EventGap as exc:
+                await listen(following)
+        except (EventGap, SessionNotFound) as exc:
             self._failed(number, exc)
         else:
-            self._recorder.returned(number, None)
+            self._recorder.returned(number, "ended" if over else None)
 
 
 def _ids(events: list[Event]) -> list[str]:

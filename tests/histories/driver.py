@@ -12,6 +12,7 @@ from pathlib import Path
 
 import anyio
 
+from holdfast.config import RetentionConfig
 from tests.crash.harness import ROOT, environment
 from tests.crash.opening import open_store
 from tests.histories import certificate, visibility
@@ -21,8 +22,11 @@ __all__ = ["Plan", "faults_of", "run_histories"]
 
 LOOPS = ("asyncio", "trio", "uvloop")
 EXPECTED = frozenset(
-    {"cancelled", "Conflict", "EventGap", "DeadlineExceeded", "OutcomeUnknown", "Unavailable", "Overloaded"}
-)
+    {
+        "cancelled", "Conflict", "EventGap", "SessionClosed", "SessionNotFound",
+        "DeadlineExceeded", "OutcomeUnknown", "Unavailable", "Overloaded",
+    }
+)  # fmt: skip
 """What may be answered by a store that is sound. Everything else is a fault by itself."""
 START_S = 30.0
 
@@ -33,10 +37,14 @@ class Plan:
 
     seconds: float
     workers: int = 3
-    sessions: int = 2
+    sessions: int = 3
+    """In turn: one that stays, one that is closed in the end, one deleted, one closed and deleted."""
+    max_events: int | None = None
     kill_every_s: float = 1.0
     variants: Sequence[str] = ("sound",)
     pause_s: float = 0.01
+    finish_s: float = 0.5
+    """For the ends of the sessions, at the end of the time."""
     catch_up_s: float = 20.0
     """How long a subscription may take at the end to show all that is there."""
     end_s: float = 60.0
@@ -51,6 +59,8 @@ class _Workers:
         self._folder = folder
         self._plan = plan
         self._rng = rng
+        self._finish = folder / "finish"
+        """There when it is time to end the sessions."""
         self._end = folder / "end"
         """There when the time is over."""
         self._running: dict[int, subprocess.Popen[bytes]] = {}
@@ -65,7 +75,8 @@ class _Workers:
             sys.executable, "-m", "tests.histories.worker", self._url, str(self._folder / f"w{number}.jsonl"),
             *session_names(plan), "--seed", str(self._rng.getrandbits(32)), "--end", str(self._end),
             "--loop", LOOPS[number % len(LOOPS)], "--variant", plan.variants[number % len(plan.variants)],
-            "--pause-s", str(plan.pause_s), "--catch-up-s", str(plan.catch_up_s),
+            "--pause-s", str(plan.pause_s), "--catch-up-s", str(plan.catch_up_s), "--finish", str(self._finish),
+            *([] if plan.max_events is None else ["--max-events", str(plan.max_events)]),
         ]  # fmt: skip
         with (self._folder / f"w{number}.stderr").open("wb") as stderr:
             self._running[number] = subprocess.Popen(command, stderr=stderr, cwd=ROOT, env=environment())
@@ -92,6 +103,14 @@ class _Workers:
                 assert process.poll() is None, f"worker {number} has ended by itself: {self._said(number)}"
                 assert time.monotonic() < deadline, f"worker {number} does not work"
                 time.sleep(0.005)
+
+    def finish(self) -> None:
+        """Let the sessions end, and mostly one worker in the midst of it."""
+        self.wait_until_they_work()
+        self._finish.touch()
+        if len(self._running) > 1 and self._rng.random() < 0.7:
+            time.sleep(self._rng.random() * 0.2)
+            self.kill_one()
 
     def wait(self) -> list[str]:
         """Let them end. What is wrong with how they did, in words."""
@@ -126,7 +145,7 @@ def run_histories(url: str, folder: Path, plan: Plan, rng: random.Random) -> tup
     Leaves the sessions there. The files of the workers stay in the folder.
     """
     recorder = Recorder(folder / "driver.jsonl")
-    anyio.run(_create, url, recorder, session_names(plan))
+    anyio.run(_create, url, recorder, plan)
     workers = _Workers(url, folder, plan, rng)
     try:
         for _ in range(plan.workers):
@@ -137,31 +156,36 @@ def run_histories(url: str, folder: Path, plan: Plan, rng: random.Random) -> tup
             time.sleep(pause_s)
             workers.kill_one()
             workers.start()
+        time.sleep(max(0.0, end_s - plan.finish_s - time.monotonic()))
+        workers.finish()
         time.sleep(max(0.0, end_s - time.monotonic()))
         complaints = workers.wait()
     finally:
         workers.end()
-    anyio.run(_read_all, url, recorder, session_names(plan))
+    anyio.run(_read_all, url, recorder, plan)
     recorder.close()
     operations = [op for path in sorted(folder.glob("*.jsonl")) for op in read_operations(path)]
     return operations, complaints
 
 
-async def _create(url: str, recorder: Recorder, names: list[str]) -> None:
+async def _create(url: str, recorder: Recorder, plan: Plan) -> None:
     async with open_store(url) as store:
-        for name in names:
+        for name in session_names(plan):
             session = await store.create(name)
-            number = recorder.called(name, FIRST_STATE, {})
+            number = recorder.called(name, FIRST_STATE, {"max_events": plan.max_events})
             info = await session.info()
             recorder.returned(number, [info.version, info.first_seq, info.last_seq])
 
 
-async def _read_all(url: str, recorder: Recorder, names: list[str]) -> None:
+async def _read_all(url: str, recorder: Recorder, plan: Plan) -> None:
     """What is there in the end."""
-    async with open_store(url) as store:
-        for name in names:
-            session = await store.require(name)
+    async with open_store(url, retention=RetentionConfig(max_events=plan.max_events)) as store:
+        for name in session_names(plan):
             number = recorder.called(name, "info", {})
+            session = await store.get(name)
+            if session is None:
+                recorder.failed(number, "SessionNotFound", "no")
+                continue
             info = await session.info()
             recorder.returned(number, [info.version, info.first_seq, info.last_seq])
             number = recorder.called(name, "state", {})

@@ -7,8 +7,8 @@ check the other checker.
 
 from __future__ import annotations
 
-from tests.histories.history import FIRST_STATE, History, Operation
-from tests.histories.model import Impossible, Log, State, answers, apply, observed
+from tests.histories.history import History, Operation
+from tests.histories.model import Impossible, State, answers, apply, first_state, observed
 from tests.histories.trimming import Floors
 
 __all__ = ["is_linearizable"]
@@ -22,10 +22,9 @@ def is_linearizable(history: History) -> bool:
     What failed for certain did not happen; what never returned, or failed with its outcome unknown, may have
     happened at any moment after its call, or not at all. Reads that failed say nothing.
     """
-    first = next(op for op in history.operations if op.kind == FIRST_STATE)
     floors = Floors(history.operations)
     relevant = [op for op in history.operations if op.is_write and op.happened != "no"] + answers(history.operations)
-    return _Search(relevant, floors).run(frozenset(range(len(relevant))), State(first.result[0], {}, Log()))
+    return _Search(relevant, floors).run(frozenset(range(len(relevant))), first_state(history))
 
 
 class _Search:

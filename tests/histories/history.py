@@ -17,14 +17,16 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-__all__ = ["FIRST_STATE", "WRITES", "History", "Operation", "Recorder", "Seen", "read_operations", "seq_of"]
+__all__ = ["ENDS", "FIRST_STATE", "WRITES", "History", "Operation", "Recorder", "Seen", "read_operations", "seq_of"]
 
-WRITES: Final = frozenset({"write", "increment", "compare_and_set", "remove", "clear"})
+ENDS: Final = frozenset({"close", "delete"})
+
+WRITES: Final = frozenset({"write", "increment", "compare_and_set", "remove", "clear"}) | ENDS
 """Operations that take a version. "write" is a unit: sets, removes and events."""
 
 FIRST_STATE: Final = "first"
 """The kind of the read that says where a history begins: ``[version, first_seq, last_seq]`` of a session
-without keys and events."""
+without keys and events. Its argument ``max_events`` is the retention that all processes keep to."""
 
 
 class _Called(msgspec.Struct, frozen=True, array_like=True, tag="called"):
@@ -120,6 +122,11 @@ class History:
 
     session: str
     operations: list[Operation]
+
+    @property
+    def first(self) -> Operation:
+        """The read that it begins with."""
+        return next(op for op in self.operations if op.kind == FIRST_STATE)
 
     @classmethod
     def by_session(cls, operations: Iterable[Operation]) -> list[History]:

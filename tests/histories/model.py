@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from tests.histories.history import Operation, seq_of
+from tests.histories.history import ENDS, History, Operation, seq_of
 
-__all__ = ["Impossible", "Log", "State", "answers", "apply", "observed"]
+__all__ = ["Impossible", "Log", "State", "answers", "apply", "first_state", "observed"]
 
 
 class Impossible(Exception):
@@ -46,30 +46,47 @@ class State(NamedTuple):
     values: dict[str, tuple[Any, int]]
     """By key: the value, and the version that its last write made."""
     log: Log
+    status: Literal["active", "closed", "deleted"] = "active"
+    max_events: int | None = None
+    """Only so many, the newest, are there to be read."""
+
+    def floor_above(self, floor: int) -> int:
+        """Where the log begins if nothing below ``floor`` is left."""
+        return floor if self.max_events is None else max(floor, len(self.log) - self.max_events + 1)
 
     def key(self) -> Any:
         """Equal for equal states, and hashable."""
         return (
             self.version,
+            self.status,
             tuple(sorted((key, repr(value), version) for key, (value, version) in self.values.items())),
             repr(self.log.between(0, len(self.log))),
         )
 
 
+def first_state(history: History) -> State:
+    first = history.first
+    return State(first.result[0], {}, Log(), max_events=first.arguments.get("max_events"))
+
+
 def apply(state: State, write: Operation) -> State:
     """What ``write`` makes of the state.
 
-    Raises: `Impossible` if it cannot happen here (a compare-and-set), or if it is known to have answered
-    something else.
+    Raises: `Impossible` if it cannot happen here (a compare-and-set; whatever is written to a closed session), or
+    if it is known to have answered something else.
     """
     version = state.version + 1
+    if state.status == "deleted" or (state.status == "closed" and write.kind != "delete"):
+        raise Impossible(f"the session is {state.status} then")
     if write.version and write.version != version:
         raise Impossible(f"it made version {write.version}, not {version}")
+    if write.kind in ENDS:
+        return state._replace(version=version, status="closed" if write.kind == "close" else "deleted")
     values = dict(state.values)
     log, answer = _CHANGES[write.kind](values, state.log, write.arguments, version)
     if write.happened == "yes" and answer != _told(write):
         raise Impossible(f"as version {version} it answers {answer!r:.300}")
-    return State(version, values, log)
+    return state._replace(version=version, values=values, log=log)
 
 
 def _told(write: Operation) -> Any:
@@ -125,6 +142,12 @@ def observed(state: State, read: Operation, floors: Collection[int]) -> bool:
 
     ``floors``: where the log may have begun then (1, if nothing was dropped).
     """
+    if read.error == "SessionNotFound":
+        return state.status == "deleted"
+    if read.error == "SessionClosed":
+        return state.status == "closed"
+    if state.status == "deleted" and read.kind != "seen":  # what was read before is given out all the same
+        return False
     match read.kind:
         case "get":
             value = state.values.get(read.arguments["key"])
@@ -133,6 +156,11 @@ def observed(state: State, read: Operation, floors: Collection[int]) -> bool:
             return bool(read.result == list(state.values.get(read.arguments["key"], (None, 0))))
         case "state":
             return bool(read.result == {key: value for key, (value, _) in state.values.items()})
+        case "tail":  # it has ended: there is nothing behind what it showed
+            last_seq = seq_of(read.seen[-1].event[0]) if read.seen else read.arguments["after"]
+            stream = read.arguments["stream"]
+            rest = state.log.between(len(state.log) if last_seq is None else last_seq, len(state.log))
+            return state.status == "closed" and all(stream not in (None, where) for where, _ in rest)
         case "info" | "first":
             version, _, last_seq = read.result
             return bool(version == state.version and last_seq == len(state.log))
@@ -143,7 +171,7 @@ def observed(state: State, read: Operation, floors: Collection[int]) -> bool:
             seq = seq_of(read.result[0])
             return len(state.log) >= seq and state.log.between(seq - 1, seq)[0][1] == read.result[1]
         case "events" | "last_events":
-            return any(_shows(state.log, read, floor) for floor in floors)
+            return any(_shows(state.log, read, state.floor_above(floor)) for floor in floors)
         case kind:
             raise AssertionError(kind)
 
@@ -167,12 +195,15 @@ def _shows(log: Log, read: Operation, floor: int) -> bool:
 def answers(operations: Sequence[Operation]) -> list[Operation]:
     """Everything that tells something of the state without changing it, as reads.
 
-    A refused compare-and-set is one, and each event that a subscription gave out.
+    Whatever was refused is one, each event that a subscription gave out, and that it ended because there will be
+    no more.
     """
     reads = [
         op
         for op in operations
-        if op.error == "Conflict" or (op.happened == "yes" and not op.is_write and op.kind not in ("trim", "tail"))
+        if op.error in ("Conflict", "SessionClosed", "SessionNotFound")
+        or (op.kind == "tail" and op.result == "ended")
+        or (op.happened == "yes" and not op.is_write and op.kind not in ("trim", "tail"))
     ]
     for op in operations:
         reads += [

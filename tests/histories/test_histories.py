@@ -17,9 +17,12 @@ from tests.crash.stores import STORES
 from tests.histories.driver import Plan, faults_of, run_histories
 from tests.histories.history import WRITES, Operation
 
-SECONDS = float(os.environ.get("HOLDFAST_SOAK_SECONDS", "5"))
-ROUND_S = 15.0
-"""A long run is many rounds, each on new sessions of a new store."""
+SOAK_S = float(os.environ.get("HOLDFAST_SOAK_SECONDS", "0"))
+ROUNDS_S = (3.0, 2.0)
+SOAK_ROUND_S = 15.0
+"""A run is several rounds, each on new sessions of a new store."""
+FEW_EVENTS = 30
+"""``max_events`` of each second round."""
 SEED = int(os.environ.get("HOLDFAST_SEED", "0")) or random.SystemRandom().randrange(1, 2**32)
 COMMON = (WRITES - {"clear"}) | {"get", "get_versioned", "state", "info", "events", "last_events", "tail"}
 
@@ -38,27 +41,27 @@ def work_done(operations: list[Operation]) -> str:
 
 @pytest.mark.parametrize("name", STORES)
 def test_histories_fit_one_order(name: str, tmp_path: Path) -> None:
-    """Four processes on every event loop, one killed each second or so, one behind a connection that breaks."""
+    """Three processes, on every event loop, one killed each second or so, one behind a connection that breaks."""
     print(f"HOLDFAST_SEED={SEED}")
     rng = random.Random(SEED)
-    left_s, number = SECONDS, 0
-    while left_s > 0:
+    rounds_s = [SOAK_ROUND_S] * round(SOAK_S / SOAK_ROUND_S) or ROUNDS_S
+    for number, seconds in enumerate(rounds_s):
         folder = tmp_path / f"round{number}"
         folder.mkdir()
         with STORES[name](folder) as store:
             plan = Plan(
-                seconds=min(left_s, ROUND_S),
-                workers=rng.choice([2, 3, 4]) if number else 3,
-                sessions=rng.choice([1, 2, 3]) if number else 2,
+                seconds=seconds,
+                workers=rng.choice([2, 3, 4]) if SOAK_S else 3,
+                sessions=rng.choice([1, 2, 3, 4]) if SOAK_S else 3,
+                max_events=FEW_EVENTS if number % 2 else None,
                 variants=("sound", "sound", "loses connections"),
-                pause_s=rng.choice([0.0, 0.01, 0.05]) if number else 0.01,
+                pause_s=rng.choice([0.0, 0.01, 0.05]) if SOAK_S else 0.01,
             )
             operations, complaints = run_histories(store.url, folder, plan, rng)
         assert complaints == []
         faults = faults_of(operations)
         assert faults == [], f"HOLDFAST_SEED={SEED}, {plan}: {len(faults)} faults, the first: {faults[:3]}"
         print(work_done(operations))
-        left_s, number = left_s - ROUND_S, number + 1
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 
 import holdfast
 from holdfast.backends.memory import MemoryBackend, MemoryData
+from holdfast.config import RetentionConfig
 from holdfast.errors import EventGap
 from holdfast.supervisor.supervisor import Supervisor
 from holdfast.testing import FaultKind, FaultyBackend
@@ -68,6 +69,33 @@ async def test_a_read_that_ends_together_with_a_conflict_leaves_no_write_behind(
                     await anyio.sleep(0.001)
             tasks.cancel_scope.cancel()
         assert await session.get("n") == 3
+
+
+@pytest.mark.xfail(strict=True, reason="events() ends where the log did at its start, and begins where it does later")
+async def test_a_log_that_always_has_events_is_never_read_as_empty() -> None:
+    """P9: the newest N stay. Seen as: a read that shows neither what was dropped in its midst nor what came for it.
+
+    Once `events` asks for one moment only, `certificate` need not make allowance for it.
+    """
+    config = holdfast.Config(retention=RetentionConfig(max_events=3))
+    backend = FaultyBackend(MemoryBackend())
+    async with Supervisor(backend, config) as store:
+        session = await store.create()
+        for number in range(3):
+            await session.append(number)
+        read = backend.inject(FaultKind.HELD, "read_events")
+        found = list[holdfast.Event]()
+
+        async def look() -> None:
+            found.extend(await session.events())
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(look)
+            await read.struck()
+            for number in range(3, 6):
+                await session.append(number)
+            read.release()
+        assert len(found) == 3
 
 
 def _increment(value: int) -> int:

@@ -42,6 +42,7 @@ def check(history: History) -> list[str]:
 class _Checker:
     def __init__(self, history: History) -> None:
         self._operations = history.operations
+        self._max_events: int | None = history.first.arguments.get("max_events")
         self._floors = Floors(history.operations)
         self._data: dict[str, Any] = {}
         self._ids: dict[int, str] = {}
@@ -110,7 +111,9 @@ class _Checker:
         if seqs[0] < floors[0]:
             self._faults.append(f"{part.operation} shows {seqs[0]}; what is below {floors[0]} was dropped before")
         start = part.after + 1
-        if part.after == 0:  # no cursor: whatever is held
+        if part.after == 0 and self._max_events is not None:
+            start = seqs[0]
+        elif part.after == 0:  # no cursor: whatever is held
             start = max((floor for floor in floors if floor <= seqs[0]), default=1)
         missing = [
             seq
@@ -147,19 +150,26 @@ class _Checker:
                 self._faults.append(f"{op} sees {length} events; another read had seen {before}")
 
     def _check_trims(self) -> None:
-        """Each trim says how many it dropped; together that is where the log begins."""
+        """Each trim says how many it dropped; together (and with ``max_events``) that is where the log begins."""
         trims = [op for op in self._operations if op.kind == "trim" and op.happened != "no"]
         dropped = sum(op.result for op in trims if op.happened == "yes")
         infos = [op for op in self._operations if op.kind == "info" and op.happened == "yes"]
         for op in infos:
-            if op.result[1] not in self._floors.during(op):
-                self._faults.append(f"{op}: the log cannot begin there: {self._floors.during(op)}")
+            possible = {max(floor, self._oldest(op.result[2])) for floor in self._floors.during(op)}
+            if op.result[1] not in possible:
+                self._faults.append(f"{op}: the log cannot begin there: {possible}")
         last = max(infos, key=lambda op: op.called_ns, default=None)
-        if last is not None:
+        ended_ns = max((op.returned_ns or 0 for op in trims), default=0)
+        if last is not None and last.called_ns > ended_ns and self._max_events is None:
             gone = last.result[1] - 1
             if dropped > gone or (dropped < gone and all(op.happened == "yes" for op in trims)):
                 self._faults.append(f"trims dropped {dropped} events; gone are {gone}")
         for op in self._operations:
             after = op.arguments.get("after", 0)
-            if op.error == "EventGap" and after is not None and self._floors.during(op)[-1] <= after + 1:
+            floor = max(self._floors.during(op)[-1], self._oldest(max(self._ids, default=0)))
+            if op.error == "EventGap" and after is not None and floor <= after + 1:
                 self._faults.append(f"{op}: nothing after the cursor was dropped")
+
+    def _oldest(self, last_seq: int) -> int:
+        """Of those that ``max_events`` keeps."""
+        return 1 if self._max_events is None else max(1, last_seq - self._max_events + 1)
