@@ -11,6 +11,7 @@ from typing import Any
 
 import anyio.lowlevel
 import httpx2
+import msgspec
 import pytest
 from mcp.client.session import ClientSession
 from mcp.client.streamable_http import streamable_http_client
@@ -18,6 +19,7 @@ from mcp.server.mcpserver import Context, MCPServer
 from mcp_types import ElicitRequestedSchema, ElicitResult
 
 import holdfast
+from holdfast.config import Limits
 from holdfast.demo.process import ServerProcess
 from holdfast.demo.server import VOLUMES
 from holdfast.integrations.mcp import REQUEST_LOST, HoldfastSessionManager, current_session
@@ -26,6 +28,7 @@ from holdfast.model import Cursor
 from holdfast.testing import FaultKind
 from tests.integrations.asgi_client import in_process
 from tests.integrations.harness import (
+    CONFIG,
     INITIALIZE,
     PATH,
     Endpoint,
@@ -100,6 +103,20 @@ async def test_an_answer_at_another_instance_reaches_the_one_that_asked(start: A
     async with a.http.stream("POST", PATH, json=tool_call("ask", 1), headers=headers(session_id)) as response:
         events = Events(response)
         _, question = await events.take(2)
+        assert await answer(b.http, session_id, question) == 202
+        with anyio.fail_after(5):
+            (final,) = await events.rest()
+    assert "Ada" in final.data["result"]["structuredContent"]["result"]
+
+
+async def test_what_is_no_message_is_passed_over(start: Any) -> None:
+    a, b = await start(), await start()
+    session_id = await initialize(a.http)
+    async with a.http.stream("POST", PATH, json=tool_call("ask", 1), headers=headers(session_id)) as response:
+        events = Events(response)
+        _, question = await events.take(2)
+        session = await b.store.require(session_id)
+        await session.append_many([{"nonsense": 1}, [], None], stream=INBOX)
         assert await answer(b.http, session_id, question) == 202
         with anyio.fail_after(5):
             (final,) = await events.rest()
@@ -208,6 +225,18 @@ async def test_an_answer_that_cannot_be_stored_is_to_be_repeated(start: Any, clo
         with anyio.fail_after(5):
             (final,) = await events.rest()
     assert "Ada" in final.data["result"]["structuredContent"]["result"]
+
+
+async def test_an_answer_that_is_too_large_for_the_store_is_refused(start: Any) -> None:
+    config = msgspec.structs.replace(CONFIG, limits=Limits(max_event_bytes=4_000))
+    a, b = await start(config=config), await start(config=config)
+    session_id = await initialize(a.http)
+    async with a.http.stream("POST", PATH, json=tool_call("ask", 1), headers=headers(session_id)) as response:
+        events = Events(response)
+        _, question = await events.take(2)
+        assert await answer(b.http, session_id, question, "x" * 5_000) == 413
+        assert await answer(a.http, session_id, question, "x" * 3_000) == 202
+        await events.rest()
 
 
 async def test_what_came_in_for_another_instance_is_not_to_be_read_as_a_stream(start: Any) -> None:

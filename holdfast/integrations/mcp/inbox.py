@@ -17,6 +17,7 @@ import anyio
 import structlog
 from anyio.abc import TaskGroup
 from mcp_types import JSONRPCError, JSONRPCMessage, JSONRPCNotification, JSONRPCResponse, jsonrpc_message_adapter
+from pydantic import ValidationError
 
 from holdfast.errors import EventGap, HoldfastError, SessionError, StoreError
 from holdfast.integrations.mcp.keys import INBOX, MESSAGE, QUESTION_KEY, REQUEST_KEY
@@ -125,7 +126,11 @@ class Inbox:
             await self._requests.pause()
 
     async def _take(self, event: Event) -> None:
-        message = jsonrpc_message_adapter.validate_json(event.raw, by_name=False)
+        try:
+            message = jsonrpc_message_adapter.validate_json(event.raw, by_name=False)
+        except ValidationError:  # a tool's own, in a stream that it should leave alone
+            _log.warning("mcp.inbox_event_unreadable", session=self._session.id, seq=event.seq)
+            return
         prefix, name = _subject(message)
         if self.awaits(name) if prefix == QUESTION_KEY else self._requests.runs(name):
             await self._deliver(message)
@@ -149,7 +154,7 @@ class Inbox:
     async def forward(self, message: JSONRPCMessage) -> bool:
         """Hand it to the process that waits for it. False: none of the others does.
 
-        Raises: `StoreError`, `SessionError`.
+        Raises: `StoreError`, `SessionError`, `LimitExceeded` if it is larger than the store takes.
         """
         prefix, name = _subject(message)
         if not name or not await self._requests.waits_elsewhere(prefix + name):

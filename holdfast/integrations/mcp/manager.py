@@ -254,6 +254,9 @@ class HoldfastSessionManager(ManagerSeam):
                 return message is not None and await live.events.inbox.forward(message)
         except SessionError:
             raise _Refusal(_not_found()) from None
+        except LimitExceeded as exc:
+            reason = f"Content Too Large: what is meant for another instance goes through the store: {exc}"
+            raise _Refusal(error_response(413, INVALID_REQUEST, reason)) from None
 
     async def _get(self, live: LiveSession, info: SessionInfo, scope: Scope, receive: Receive, send: Send) -> None:
         """Resume a stream, or open the standalone one: which is to resume it from now."""
