@@ -102,4 +102,5 @@ class ManualClock:
 
 
 def _microseconds(seconds: float) -> int:
-    return round(seconds * 1e6)
+    """At least one, for any time at all: a loop that sleeps for less would go round for ever in one moment."""
+    return max(1, round(seconds * 1e6)) if seconds > 0 else 0

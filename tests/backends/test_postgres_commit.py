@@ -109,11 +109,12 @@ async def test_removes_see_what_was_committed_while_they_waited(
     """P6: a clear that waits for the row's lock also clears keys that the lock's holder set."""
     head = await direct.create("s")
     second = Direct(await make_backend(), clock, "second")
+    lanes = [(Direct(direct.backend, clock), Direct(second.backend, clock)) for _ in range(4)]
     for turn in range(20):
         async with anyio.create_task_group() as tasks:
-            for number in range(4):
-                tasks.start_soon(direct.one, blind(head, sets={f"k{turn}.{number}": (b"1", 1)}))
-                tasks.start_soon(second.one, blind(head, cleared=True))
+            for number, (setter, clearer) in enumerate(lanes):
+                tasks.start_soon(setter.one, blind(head, sets={f"k{turn}.{number}": (b"1", 1)}))
+                tasks.start_soon(clearer.one, blind(head, cleared=True))
         versions = await direct.versions("s")
         cleared_at = (await direct.head("s")).version
         assert all(version > cleared_at - 8 for version in versions.values())

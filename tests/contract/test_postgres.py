@@ -8,38 +8,14 @@ from typing import Any, ClassVar
 import pytest
 
 from holdfast.backends.postgres import PostgresBackend, PostgresConfig
-from holdfast.config import Config
-from holdfast.supervisor.supervisor import Supervisor
-from holdfast.testing import FaultyBackend, ManualClock
 from holdfast.testing.contract import BackendContract, MakeBackend, StoreContract
-from holdfast.testing.contract.stores import OpenFaulty, StoreBase
+from holdfast.testing.contract.stores import StoreBase
 from tests.servers.postgres import new_schema, shared_url
-
-
-class _Clock(ManualClock):
-    """Sleeps a microsecond at least: a shorter sleep would end, and begin again, in the same moment for ever."""
-
-    async def sleep(self, seconds: float) -> None:
-        await super().sleep(seconds if seconds <= 0 else max(seconds, 1e-6))
 
 
 class _Binding(StoreBase):
     version: ClassVar[int | None] = None
     pooled: ClassVar[bool] = False
-
-    @pytest.fixture
-    def clock(self) -> ManualClock:
-        return _Clock()
-
-    @pytest.fixture
-    def open_faulty(self, make_backend: MakeBackend, clock: ManualClock) -> OpenFaulty:
-        """Stores that give up soon at the end, when a fault that is left over meets a clock that stands still."""
-
-        def open_faulty(**settings: Any) -> tuple[Supervisor, FaultyBackend]:
-            backend = FaultyBackend(make_backend())
-            return Supervisor(backend, Config(**({"drain_timeout_s": 1.0} | settings)), clock=clock), backend
-
-        return open_faulty
 
     @pytest.fixture
     def make_backend(self) -> MakeBackend:
@@ -59,7 +35,7 @@ def _only(*loops: Any) -> Any:
 
 
 class TestPostgres(_Binding, BackendContract, StoreContract):
-    mass_expiry_sessions: ClassVar[int] = int(os.environ.get("HOLDFAST_SOAK_SESSIONS", "20000"))
+    mass_expiry_sessions: ClassVar[int] = int(os.environ.get("HOLDFAST_SOAK_SESSIONS", "3000"))
     anyio_backend = _only("asyncio", "trio")
 
 

@@ -48,7 +48,7 @@ class Committer:
             else:
                 break
         if row[0] is None:
-            raise Unavailable("the flush was declared void before it reached the database")
+            raise Unavailable("the flush came too late: it was declared void, or a later one of its lane has committed")
         return _outcomes(order, row)
 
 
@@ -71,18 +71,29 @@ def _sort_key(write: SessionWrite) -> tuple[bool, int, str]:
 
 def _existing(writes: Sequence[SessionWrite]) -> tuple[list[Any], ...]:
     """The columns ``w_…``."""
+    accepted = [write.accepted_us for write in writes]
+    active = [write.active_us for write in writes]
     return (
         [write.incarnation for write in writes],
         [write.id for write in writes],
-        [write.accepted_us for write in writes],
-        [write.active_us for write in writes],
+        accepted,
+        active if active != accepted else [],
         [write.version if write.fenced else None for write in writes] if any(write.fenced for write in writes) else [],
-        [write.units for write in writes],
-        [len(write.events) for write in writes],
-        [CHANGES * changes_session(write) + CLOSES * write.close + DELETES * write.delete for write in writes],
+        _unless_all([write.units for write in writes], 1),
+        _unless_all([len(write.events) for write in writes], 1),
+        _unless_all([_flags(write) for write in writes], CHANGES),
         [write.floor_seq for write in writes] if any(write.floor_seq for write in writes) else [],
         [write.metadata for write in writes] if any(write.metadata is not None for write in writes) else [],
     )
+
+
+def _flags(write: SessionWrite) -> int:
+    return CHANGES * changes_session(write) + CLOSES * write.close + DELETES * write.delete
+
+
+def _unless_all(column: list[Any], usual: object) -> list[Any]:
+    """Empty if every value is the usual one, which is understood then: a value costs the driver 0.2 to 0.4 µs."""
+    return [] if column.count(usual) == len(column) else column
 
 
 def _created(creations: Sequence[SessionWrite], max_events: int | None) -> tuple[list[Any], ...]:
@@ -142,9 +153,18 @@ def _content(writes: Sequence[SessionWrite]) -> tuple[list[Any], ...]:
             data.append(event.raw)
             retries.append(event.retry_ms)
             times.append(event.time_us)
-    if all(retry is None for retry in retries):
-        retries.clear()
-    return (cleared, *removes, *sets, *events)
+    if event_of == list(range(1, len(writes) + 1)):
+        event_of.clear()
+    usual = (
+        event_of,
+        _unless_all(number_of, 1),
+        _unless_all(streams, b""),
+        _unless_all(types, b"message"),
+        data,
+        _unless_all(retries, None),
+        times,
+    )
+    return (cleared, *removes, *sets, *usual)
 
 
 def _outcomes(order: Sequence[int], columns: Sequence[Sequence[int]]) -> list[Outcome]:

@@ -37,7 +37,12 @@ COMMIT_PARAMETERS: Final = (
     ("e_of", "int[]"), ("e_offset", "bigint[]"), ("e_stream", "bytea[]"), ("e_type", "bytea[]"),
     ("e_data", "bytea[]"), ("e_retry", "bigint[]"), ("e_time", "bigint[]"),
 )  # fmt: skip
-"""In the order of the arguments. A column that no write of a batch uses may be an empty array: all NULL."""
+"""In the order of the arguments. A column that no write of a batch uses may be an empty array: all NULL.
+
+So may one that is the same in most batches: then ``w_active`` is ``w_accepted``; ``w_units``, ``w_events``,
+``w_flags`` and ``e_offset`` are 1; ``e_stream`` is empty, ``e_type`` "message"; if ``e_of`` is, each write has one
+event.
+"""
 
 _SET_UP: Final = """
 CREATE FUNCTION @set_up () RETURNS void LANGUAGE plpgsql AS $set_up$
@@ -69,7 +74,7 @@ BEGIN
     VALUES (p_writer, p_lane, p_flush, 0, p_sync, p_now)
     ON CONFLICT (writer, lane) DO UPDATE
         SET flush = excluded.flush, sync = excluded.sync, time_us = excluded.time_us
-        WHERE m.voided < excluded.flush;
+        WHERE m.flush < excluded.flush AND m.voided < excluded.flush;
     IF NOT FOUND THEN
         RETURN;
     END IF;
@@ -84,17 +89,17 @@ BEGIN
         array_agg(f.first_seq), array_agg(f.new_first), bool_or(f.new_first > f.first_seq), bool_or(f.deletes)
     INTO v_found, o_status, o_version, o_seq, o_base_first, o_first, v_dropped, v_deletes
     FROM (
-        SELECT w.place::int AS place, s.version, s.last_seq, s.first_seq, w.flags & 4 <> 0 AS deletes,
+        SELECT w.place::int AS place, s.version, s.last_seq, s.first_seq, coalesce(w.flags, 1) & 4 <> 0 AS deletes,
             CASE
                 WHEN LEAST(s.active_us + s.ttl_us, s.deadline_us) <= w.accepted THEN 1
                 WHEN w.fence <> s.version THEN 3
-                WHEN s.closed AND w.flags & 1 <> 0 THEN 4
+                WHEN s.closed AND coalesce(w.flags, 1) & 1 <> 0 THEN 4
                 ELSE 0
             END AS status,
             GREATEST(
                 s.first_seq,
-                LEAST(coalesce(w.floor, 0), s.last_seq + w.events + 1),
-                s.last_seq + w.events - p_max_events + 1
+                LEAST(coalesce(w.floor, 0), s.last_seq + coalesce(w.events, 1) + 1),
+                s.last_seq + coalesce(w.events, 1) - p_max_events + 1
             ) AS new_first
         FROM unnest(w_incarnation, w_id, w_accepted, w_fence, w_events, w_flags, w_floor) WITH ORDINALITY
             AS w (incarnation, id, accepted, fence, events, flags, floor, place)
@@ -143,7 +148,7 @@ BEGIN
     IF v_deletes THEN
         v_gone := v_gone || ARRAY(
             SELECT u.incarnation FROM unnest(w_incarnation, o_status, w_flags) AS u (incarnation, status, flags)
-            WHERE u.status = 0 AND u.flags & 4 <> 0
+            WHERE u.status = 0 AND coalesce(u.flags, 1) & 4 <> 0
         );
     END IF;
     IF cardinality(v_gone) > 0 THEN
@@ -151,11 +156,12 @@ BEGIN
     END IF;
     IF v_writes > 0 THEN
         UPDATE @sessions AS s
-        SET active_us = GREATEST(s.active_us, u.active), version = s.version + u.units,
-            last_seq = s.last_seq + u.events, first_seq = u.first,
-            closed = s.closed OR u.flags & 2 <> 0, metadata = coalesce(u.metadata, s.metadata)
-        FROM unnest(w_incarnation, o_status, w_active, w_units, w_events, o_first, w_flags, w_metadata)
-            AS u (incarnation, status, active, units, events, first, flags, metadata)
+        SET active_us = GREATEST(s.active_us, coalesce(u.active, u.accepted)),
+            version = s.version + coalesce(u.units, 1),
+            last_seq = s.last_seq + coalesce(u.events, 1), first_seq = u.first,
+            closed = s.closed OR coalesce(u.flags, 1) & 2 <> 0, metadata = coalesce(u.metadata, s.metadata)
+        FROM unnest(w_incarnation, o_status, w_accepted, w_active, w_units, w_events, o_first, w_flags, w_metadata)
+            AS u (incarnation, status, accepted, active, units, events, first, flags, metadata)
         WHERE s.incarnation = u.incarnation AND u.status = 0;
     END IF;
     IF v_creations > 0 THEN
@@ -195,9 +201,16 @@ BEGIN
         WHERE o_status[n.place] = 0
         ON CONFLICT (incarnation, key) DO UPDATE SET value = excluded.value, version = excluded.version;
     END IF;
-    IF cardinality(e_of) > 0 THEN
+    IF cardinality(e_data) > 0 AND cardinality(e_of) = 0 THEN
         INSERT INTO @events (incarnation, seq, stream, type, data, retry_ms, time_us)
-        SELECT v_incarnations[e.place], o_seq[e.place] + e.number, e.stream, e.type, e.data, e.retry, e.time
+        SELECT e.incarnation, e.seq + 1, coalesce(e.stream, ''), coalesce(e.type, 'message'), e.data, e.retry, e.time
+        FROM unnest(v_incarnations, o_status, o_seq, e_stream, e_type, e_data, e_retry, e_time)
+            AS e (incarnation, status, seq, stream, type, data, retry, time)
+        WHERE e.status = 0;
+    ELSIF cardinality(e_data) > 0 THEN
+        INSERT INTO @events (incarnation, seq, stream, type, data, retry_ms, time_us)
+        SELECT v_incarnations[e.place], o_seq[e.place] + coalesce(e.number, 1),
+            coalesce(e.stream, ''), coalesce(e.type, 'message'), e.data, e.retry, e.time
         FROM unnest(e_of, e_offset, e_stream, e_type, e_data, e_retry, e_time)
             AS e (place, number, stream, type, data, retry, time)
         WHERE o_status[e.place] = 0;

@@ -290,7 +290,7 @@ class CommitContract(ContractBase):
         await clock.advance(10)
         young = Direct(backend, clock, "young")
         await young.commit()
-        await backend.forget_markers("contract", 0)
+        await backend.forget_markers(direct.last_marker.writer, 0)
         assert await backend.resolve(direct.last_marker) is None
         assert await backend.resolve(other.last_marker) == []
         await backend.forget_markers(None, clock.now_us())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import uuid
 from collections.abc import Sequence
 from typing import Any
 
@@ -78,12 +79,12 @@ def new_event(text: str = "x", *, stream: str = "", type: str = "message", time_
 
 
 class Direct:
-    """One writer lane over ``backend``: it numbers its flushes and gives them markers."""
+    """One writer lane over ``backend``: it numbers its flushes and gives them markers. No two have the same name."""
 
-    def __init__(self, backend: Backend, clock: ManualClock, writer: str = "contract") -> None:
+    def __init__(self, backend: Backend, clock: ManualClock, writer: str | None = None) -> None:
         self.backend = backend
         self.clock = clock
-        self._writer = writer
+        self._writer = writer = writer or uuid.uuid4().hex
         self._flushes = itertools.count(1)
         self.last_marker = Marker(writer, 0, 0)
 

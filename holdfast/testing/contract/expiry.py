@@ -9,6 +9,7 @@ import anyio
 import pytest
 
 from holdfast.backends.base import Expired, Status
+from holdfast.config import JanitorConfig
 from holdfast.errors import InvalidInput, SessionNotFound
 from holdfast.supervisor.session import Session
 from holdfast.supervisor.supervisor import Supervisor
@@ -270,7 +271,8 @@ class ExpiryContract(StoreBase):
     ) -> None:
         """C41: while they are cleaned, writes go on."""
         await self._create_in_bulk(make_backend, clock)
-        async with open_store(background=False) as store:
+        batches = JanitorConfig(batch=max(1, self.mass_expiry_sessions // 30))
+        async with open_store(background=False, janitor=batches) as store:
             live = await store.create("live", ttl_s=None)
             await clock.advance(10)
             removed = 0

@@ -74,8 +74,7 @@ class FaultContract(StoreBase):
         store, backend = open_faulty()
         async with store, clock.flowing():
             sessions = [await store.create(f"s{number}") for number in range(20)]
-            for skip in range(10):
-                backend.inject(kind, skip=skip * 4)
+            faults = [backend.inject(kind, skip=skip * 4) for skip in range(10)]
 
             async def write(session: Session) -> None:
                 for number in range(10):
@@ -85,6 +84,8 @@ class FaultContract(StoreBase):
                 async with anyio.create_task_group() as tasks:
                     for session in sessions:
                         tasks.start_soon(write, session)
+            for fault in faults:
+                fault.release()
             for session in sessions:
                 assert await data(session) == list(range(10))
 
