@@ -18,6 +18,7 @@ from tests.crash.harness import kill_cycle, kill_server_cycle
 from tests.crash.ledger import Ledger, create_sessions
 from tests.crash.opening import sqlite_url
 from tests.crash.stores import SERVERS, STORES, Store
+from tests.servers import valkey
 
 SOAK_CYCLES = int(os.environ.get("HOLDFAST_SOAK_CYCLES", "0"))
 SEED = int(os.environ.get("HOLDFAST_SEED", "0")) or random.SystemRandom().randrange(1, 2**32)
@@ -76,6 +77,20 @@ def test_every_acknowledged_write_survives_the_server_s_kill(name: str, tmp_path
             kill_server_cycle(ledger, store.url, server, rng, f"w{kill}", durability=store.durabilities[-1])
             check(ledger, store.url)
     print(f"{ledger.acknowledged:,} events acknowledged")
+
+
+def test_a_server_that_forgets_is_caught() -> None:
+    """The counter-check: one that keeps a snapshot only, and is said to keep everything."""
+    ledger = Ledger()
+    with valkey.own_server() as server:
+        url = server.url(server_durability="disk")
+        anyio.run(create_sessions, url)
+        server.command("SAVE")
+        kill_cycle(ledger, url, random.Random(SEED), "w", durability="disk", processes=1, lines=100)
+        server.kill()
+        server.restart()
+        faults = anyio.run(ledger.check, url)
+    assert any("acknowledged" in fault for fault in faults)
 
 
 @pytest.mark.parametrize(

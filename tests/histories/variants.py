@@ -29,7 +29,7 @@ class ReadsStale(FaultyBackend):
             if snapshot is not None:
                 self._last[request.id] = snapshot
         return [
-            old if old is not None and self.calls["load"] % 5 == 0 else new
+            old if old is not None and self.calls["load"] % 3 == 0 else new
             for old, new in zip(stale, fresh, strict=True)
         ]
 
@@ -77,7 +77,7 @@ class TearsUnits(FaultyBackend):
         ]
         outcomes = await self.inner.commit(msgspec.structs.replace(batch, writes=events))
         if keys:
-            await anyio.sleep(0.005)
+            await anyio.sleep(0.03)
             marker = batch.marker._replace(writer=f"{batch.marker.writer} again")
             await self.inner.commit(msgspec.structs.replace(batch, writes=keys, marker=marker))
         return outcomes
