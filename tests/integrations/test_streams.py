@@ -275,6 +275,17 @@ async def test_a_cursor_that_is_none_is_refused(start: Any) -> None:
         assert "Last-Event-ID" in response.json()["error"]["message"]
 
 
+async def test_a_tools_own_stream_is_not_to_be_read_by_a_client_that_guesses_its_name(start: Any) -> None:
+    """Nor is it taken for the stream of a request that died."""
+    instance = await start()
+    session_id = await initialize(instance.http)
+    session = await instance.store.require(session_id)
+    event = await session.append({"secret": 1}, stream="own")
+    for cursor in (event.id, str(Cursor.parse(event.id)._replace(seq=1))):
+        assert (await refused_get(instance.http, session_id, cursor)).status_code == 400
+    assert [event.data for event in await session.events(stream="own")] == [{"secret": 1}]
+
+
 async def test_a_trimmed_cursor_is_gone_and_names_what_is_left(start: Any) -> None:
     instance = await start()
     session_id = await initialize(instance.http)

@@ -24,7 +24,7 @@ from mcp_types import (
 
 from holdfast.errors import EventGap, HoldfastError, InvalidCursor, InvalidInput
 from holdfast.integrations.mcp.inbox import Inbox
-from holdfast.integrations.mcp.keys import INBOX, MESSAGE, PRIMING, RESPONSE, STANDALONE
+from holdfast.integrations.mcp.keys import MESSAGE, PRIMING, RESPONSE, STANDALONE
 from holdfast.integrations.mcp.requests import Leases, RequestLog
 from holdfast.model import Cursor, Event
 
@@ -168,13 +168,13 @@ class SessionEventStore(EventStore):
     async def check(self, last_event_id: str) -> Cursor:
         """The cursor, if a replay after it would be complete.
 
-        Raises: `InvalidCursor` (malformed, of another session, from the future), `EventGap`,
+        Raises: `InvalidCursor` (malformed, of another session, of no request's stream, from the future), `EventGap`,
         `SessionNotFound`.
         """
         cursor = Cursor.parse(last_event_id)
-        if cursor.stream == INBOX:
-            raise InvalidCursor(last_event_id, "foreign")
         await self._session.events(after=last_event_id, stream=cursor.stream, limit=1)
+        if cursor.stream != STANDALONE and not await self.requests.own(cursor.stream):
+            raise InvalidCursor(last_event_id, "foreign")
         return cursor
 
     def tails(self, stream: str) -> bool:

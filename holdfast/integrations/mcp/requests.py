@@ -21,7 +21,7 @@ import structlog
 from mcp_types import ErrorData, JSONRPCError, RequestId
 
 from holdfast.errors import Conflict, SessionError, StoreError
-from holdfast.integrations.mcp.keys import QUESTION_KEY, REQUEST_KEY, RESPONSE
+from holdfast.integrations.mcp.keys import PRIMING, QUESTION_KEY, REQUEST_KEY, RESPONSE
 from holdfast.model import Cursor
 
 if TYPE_CHECKING:
@@ -129,6 +129,16 @@ class RequestLog:
         """Its response was stored, or could not be: this process is done with it."""
         self._dispatched.pop(stream, None)
         self._recorded.pop(stream, None)
+
+    async def own(self, stream: str) -> bool:
+        """Whether the stream is, or was, a request's. Tools have streams of their own, which clients cannot read."""
+        if await self._session.get(REQUEST_KEY + stream) is not None:
+            return True
+        ends = [
+            *await self._session.events(stream=stream, limit=1),
+            *await self._session.last_events(1, stream=stream),
+        ]
+        return any(event.type in (PRIMING, RESPONSE) for event in ends)
 
     async def waits_elsewhere(self, key: str) -> bool:
         """Whether the record under ``key`` is another process's, which is alive."""
