@@ -19,6 +19,13 @@ class TestValkey(BackendContract, StoreContract):
 class TestValkeyCluster(BackendContract, StoreContract):
     """Cluster mode: each session in a slot of its own, nothing atomic but one session's script."""
 
+    @pytest.fixture(scope="class", params=["asyncio", "trio"])
+    @classmethod
+    def anyio_backend(cls, request: pytest.FixtureRequest) -> str:
+        """Two loops will do: what differs from one server knows nothing of loops."""
+        name: str = request.param
+        return name
+
     @pytest.fixture
     def make_backend(self) -> MakeBackend:
         url = shared_url("cluster", prefix=new_prefix())
