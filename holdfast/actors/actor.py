@@ -42,7 +42,7 @@ class SessionActor(Row):
 
     __slots__ = (
         "__weakref__", "_cautious", "_context", "_lone", "_recovery", "_taken", "_write", "barriers", "creating",
-        "ended", "exact", "head_exact", "mailbox", "restarting", "ring", "scheduled", "state", "state_bytes",
+        "ended", "exact", "head_exact", "mailbox", "news", "restarting", "ring", "scheduled", "state", "state_bytes",
         "subscribers", "used",
     )  # fmt: skip
 
@@ -69,6 +69,8 @@ class SessionActor(Row):
         self.subscribers: set[Subscriber] | None = None
         self.ring: Ring | None = None
         """Kept only while there are subscribers."""
+        self.news = 0
+        """How often a load has brought what others did."""
         self.barriers = 0
         """Writes acknowledged on acceptance that are not stored yet."""
         self._write: SessionWrite | None = None
@@ -246,7 +248,7 @@ class SessionActor(Row):
             if not self.mailbox.queue:
                 self.scheduled = False
                 return
-        elif status is Status.CONFLICT:
+        elif status is Status.CONFLICT and not self.ended:
             self._untake()
             self.exact = False
             self.scheduled = False
@@ -266,9 +268,8 @@ class SessionActor(Row):
 
     def _lone_committed(self, outcome: Outcome) -> None:
         """As `_committed`, without what one appending unit has no part in."""
-        write, unit = self._write, self._taken.pop()
+        write, unit = self._write, self._taken[0]
         assert write is not None
-        self._write = None
         base_version, base_seq, first_seq = outcome.base_version, outcome.base_seq, outcome.first_seq
         last_seq = base_seq + len(write.events)
         if self.version <= base_version:  # else a load has seen this write already
@@ -282,6 +283,8 @@ class SessionActor(Row):
         self.active_us = max(self.active_us, write.active_us)
         if self.touched_us:
             self._touches_stored(write.active_us)
+        self._taken.clear()
+        self._write = None
         unit.version = base_version + 1
         unit.first_seq = base_seq + 1
         ack = unit.ack
@@ -315,6 +318,10 @@ class SessionActor(Row):
                 self.exact = self.head_exact = False
             if write.sets or write.removes or write.cleared:
                 self._resize(apply_state(self.state, write, base_version))
+            if write.close:
+                self._head = msgspec.structs.replace(self._head, status="closed")
+            if write.metadata is not None:
+                self._head = msgspec.structs.replace(self._head, metadata=write.metadata)
             self.version = new_version
         if self.subscribers and write.events:
             self.ring = self.ring or Ring(self._context.config.actors.ring_events)
@@ -323,10 +330,6 @@ class SessionActor(Row):
         self.first_seq = max(self.first_seq, first_seq)
         if first_seq > outcome.base_first_seq:
             self._context.grown(self)
-        if write.close:
-            self._head = msgspec.structs.replace(self._head, status="closed")
-        if write.metadata is not None:
-            self._head = msgspec.structs.replace(self._head, metadata=write.metadata)
         self.active_us = max(self.active_us, write.active_us)
         if self.touched_us:
             self._touches_stored(write.active_us)
@@ -422,6 +425,8 @@ class SessionActor(Row):
         elif not unit.ack.done():
             unit.ack.set_exception(copy_for_caller(error))
         self._forget(unit)
+        # The error's traceback leads back to the unit, which the garbage collector does not look into.
+        unit.ack = unit.compute = None
 
     def _forget(self, unit: Unit) -> None:
         """Take a unit off the books without a commit."""
@@ -442,6 +447,7 @@ class SessionActor(Row):
             self.exact = True
         elif head.version > self.version:
             self.exact = False
+        self.news += head.version > self.version
         news = head.last_seq > self.last_seq or head.status != self._head.status
         self._head = head
         self.head_exact = True

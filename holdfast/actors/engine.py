@@ -15,7 +15,7 @@ from holdfast.actors.log import EventLog
 from holdfast.actors.registry import Registry
 from holdfast.actors.unit import Unit
 from holdfast.backends.base import Backend, Capabilities
-from holdfast.backends.breaker import Breaker
+from holdfast.backends.breaker import Breaker, read
 from holdfast.backends.reader import Reader
 from holdfast.backends.writer import Writer
 from holdfast.clock import Clock
@@ -229,6 +229,10 @@ class Engine:
         with anyio.move_on_after(deadline_s):
             return await read()
         raise DeadlineExceeded(deadline_s, stored="no")
+
+    async def read(self, function: Callable[[], Awaitable[_T]]) -> _T:
+        """Ask the backend something, within ``read_timeout_s``. Raises: `Unavailable`."""
+        return await read(function, self.read_breaker, self.config.writer.read_timeout_s)
 
     @property
     def idle(self) -> bool:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 
-import anyio
-
 from holdfast.actors.actor import SessionActor
 from holdfast.actors.registry import Registry
 from holdfast.backends.base import Backend, EventPage, EventQuery
-from holdfast.backends.breaker import Breaker
-from holdfast.errors import EventGap, InvalidCursor, SessionNotFound, Unavailable
+from holdfast.backends.breaker import Breaker, read
+from holdfast.errors import EventGap, InvalidCursor, SessionNotFound
 from holdfast.model import LATEST, Cursor, Event, Latest
 
 __all__ = ["EventLog"]
@@ -61,40 +59,37 @@ class EventLog:
         Raises: `EventGap` if ``cursor`` is given and events right after it are gone;
         `SessionNotFound`; `Unavailable`.
         """
-        self._breaker.check()
-        try:
-            with anyio.fail_after(self._timeout_s):
-                page = await self._backend.read_events(query)
-        except TimeoutError as exc:
-            error = Unavailable(f"the store did not answer within {self._timeout_s:g} s")
-            self._breaker.failure(error)
-            raise error from exc
-        self._breaker.success()
+        page = await self._read(query)
         if page is None:
             raise SessionNotFound(query.id)
         if cursor is not None and query.after_seq + 1 < page.first_seq:
             raise await self._gap(query, page, cursor)
         return page
 
+    async def _read(self, query: EventQuery) -> EventPage | None:
+        return await read(lambda: self._backend.read_events(query), self._breaker, self._timeout_s)
+
     async def _gap(self, query: EventQuery, page: EventPage, cursor: str) -> EventGap:
-        first = await self._backend.read_events(EventQuery(query.id, query.incarnation, limit=1))
+        first = await self._read(EventQuery(query.id, query.incarnation, limit=1))
         first_id = first.events[0].id if first is not None and first.events else None
         return EventGap(query.id, cursor, first_id=first_id)
 
     async def pages(
         self, actor: SessionActor, after: str | None, stream: str | None, limit: int | None = None
     ) -> AsyncIterator[list[Event]]:
-        """What is held after a cursor (None: all of it), oldest first, up to the newest at the start.
+        """What is held after a cursor (None: all of it), oldest first, up to the newest as the first page is read.
 
         Raises: as `page` and `position`.
         """
         seq, end_seq = self.position(actor, after), actor.last_seq
-        cursor = after
+        cursor, first = after, True
         while seq < end_seq and limit != 0:
             size = _PAGE_EVENTS if limit is None else min(limit, _PAGE_EVENTS)
             query = EventQuery(actor.id, actor.incarnation, seq, stream, size, _PAGE_BYTES)
             page = await self.page(query, cursor=cursor)
             events = page.events
+            if first:  # begin and end of the log as of one moment
+                end_seq, first = page.last_seq, False
             if page.scanned_seq > end_seq:
                 events = [event for event in events if event.seq <= end_seq]
             if events:

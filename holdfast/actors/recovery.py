@@ -48,7 +48,7 @@ class Recovery:
             while not actor.ended and (self._crash is not None or actor.waits_for_state):
                 if self._crash is not None:
                     await self._restart(self._crash)
-                elif not await self._reload():
+                elif not await self._reload() and self._crash is None:
                     return
             # Also where nothing was left to wait for: a read may have brought the state meanwhile.
             if not (actor.ended or actor.scheduled or actor.restarting):

@@ -28,7 +28,7 @@ from holdfast.backends.reader import Reader
 from holdfast.backends.writer import Writer
 from holdfast.clock import Clock
 from holdfast.config import Config
-from holdfast.errors import Overloaded, SessionNotFound
+from holdfast.errors import Overloaded, SessionClosed, SessionNotFound
 from holdfast.model import Durability
 from holdfast.restart import RestartPolicy
 from holdfast.waiting import Ack, Signal
@@ -152,9 +152,11 @@ class Registry:
                     compute=lambda _view, _unit: None,
                 )
             )
-            with contextlib.suppress(SessionNotFound):
+            with contextlib.suppress(SessionNotFound, SessionClosed):
                 await ack
             actor = self.hot.get(session_id)
+            if actor is not None and not actor.exact:  # closed in that moment: it will not change again
+                actor = await self._refresh(session_id)
         return actor
 
     async def find_incarnation(
@@ -215,7 +217,9 @@ class Registry:
         actor = self.hot.get(session_id)
         if actor is None:
             return LoadRequest(session_id)
-        return LoadRequest(session_id, actor.incarnation, actor.version if actor.exact else -1, head_only)
+        if not actor.exact:
+            return LoadRequest(session_id, head_only=head_only)
+        return LoadRequest(session_id, actor.incarnation, actor.version, head_only)
 
     def _reconcile(self, session_id: str, snapshot: Snapshot | None, load: _Load) -> SessionActor | None:
         """Hold a snapshot against the hot actor of the id; returns the actor that is hot afterwards."""
@@ -375,6 +379,7 @@ class Registry:
             actor.stop()  # somebody has found the row already, and hydrated it
         else:
             self._install(actor)
+            self._shrink_to(self.config.actors.max_hot_sessions)
 
     def ended(self, actor: SessionActor) -> None:
         self.creating.discard(actor)

@@ -57,6 +57,7 @@ class Subscription:
         self._next = 0
         self._waker: _Waker | None = None
         self._closed = False
+        self._caught_up = False
 
     def __repr__(self) -> str:
         return f"<Subscription to {self._session_id!r} after seq {max(self._seq, 0)}>"
@@ -127,6 +128,7 @@ class Subscription:
             elif actor.closed:
                 return False
             else:
+                self._caught_up = True
                 await waker.changed.wait()
                 if actor.expired(self._log.registry.clock.now_us()):
                     raise SessionNotFound(self._session_id)
@@ -151,7 +153,7 @@ class Subscription:
 
     def _cursor(self) -> str | None:
         """None at the very start without a cursor: then whatever is held comes, and nothing is a gap."""
-        if self._seq == 0 and self._after is None:
+        if self._seq == 0 and self._after is None and not self._caught_up:
             return None
         if self._seq == 0 and isinstance(self._after, str):
             return self._after

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Awaitable, Callable
+from typing import Literal, TypeVar
 
+import anyio
 import structlog
 
 from holdfast.clock import Clock
 from holdfast.config import WriterConfig
-from holdfast.errors import Unavailable
+from holdfast.errors import HoldfastError, Unavailable
 
-__all__ = ["Breaker"]
+__all__ = ["Breaker", "read"]
 
 _log = structlog.stdlib.get_logger("holdfast.breaker")
+
+_T = TypeVar("_T")
 
 
 class Breaker:
@@ -69,3 +73,26 @@ class Breaker:
         if self.failures == self._config.breaker_failures:
             self.opened += 1
             _log.warning("breaker.opened", failures=self.failures, error=self._reason)
+
+
+async def read(function: Callable[[], Awaitable[_T]], breaker: Breaker, timeout_s: float) -> _T:
+    """One read of the store, counted by ``breaker``.
+
+    Raises: `Unavailable` while the breaker is open, without an answer in time, or where the backend
+    raises what it should not; else what ``function`` raises.
+    """
+    breaker.check()
+    try:
+        with anyio.fail_after(timeout_s):
+            answer = await function()
+    except TimeoutError as exc:
+        error = Unavailable(f"the store did not answer within {timeout_s:g} s")
+        breaker.failure(error)
+        raise error from exc
+    except Exception as exc:
+        breaker.failure(exc)
+        if isinstance(exc, HoldfastError):
+            raise
+        raise Unavailable(f"the read failed: {exc!r}") from exc
+    breaker.success()
+    return answer

@@ -205,8 +205,10 @@ class Supervisor:
     async def _drain(self, engine: Engine) -> None:
         engine.registry.store_touches()
         with anyio.move_on_after(self.config.drain_timeout_s, shield=True):
-            while not engine.idle:  # polled, so that the hot path need not report
-                await anyio.sleep(0.001)
+            for _ in range(2):
+                while not engine.idle:  # polled, so that the hot path need not report
+                    await anyio.sleep(0.001)
+                engine.registry.store_touches()  # noted while a write of the session was under way
             try:
                 await self._backend.forget_markers(engine.writer.name, 0)
             except HoldfastError as exc:  # the janitor of another run will
@@ -351,7 +353,7 @@ class Supervisor:
         async def read() -> SessionPage:
             await engine.store_touches()
             where = SessionFilter(self.clock.now_us(), owner, status)
-            return await engine.backend.list_sessions(where, after or 0, limit)
+            return await engine.read(lambda: engine.backend.list_sessions(where, after or 0, limit))
 
         page = await engine.within(deadline_s, read)
         return SessionList([session_info(head) for head in page.heads], page.next_after)
@@ -377,7 +379,8 @@ class Supervisor:
 
         async def read() -> int:
             await engine.store_touches()
-            return await engine.backend.count_sessions(SessionFilter(self.clock.now_us(), owner, status))
+            where = SessionFilter(self.clock.now_us(), owner, status)
+            return await engine.read(lambda: engine.backend.count_sessions(where))
 
         return await engine.within(deadline_s, read)
 
@@ -416,7 +419,8 @@ class Supervisor:
 
     async def describe(self) -> dict[str, object]:
         """Facts about the store: versions, schema, durability in force. No credentials."""
-        return await self._engine.backend.describe()
+        engine = self._engine
+        return await engine.read(engine.backend.describe)
 
     def statistics(self) -> Statistics:
         engine = self._open_parts.engine

@@ -45,6 +45,7 @@ class UnitOfWork:
         self._metadata: bytes | None = None
         self._close = False
         self._size = 0
+        self._sealed = False
         self.events: list[Event] = []
         """After the commit: the appended events, with their ids."""
 
@@ -63,6 +64,7 @@ class UnitOfWork:
 
     def clear(self) -> None:
         """Remove every key, those set by this unit so far included."""
+        self._grow(0)
         self._sets.clear()
         self._removes.clear()
         self._cleared = True
@@ -75,13 +77,17 @@ class UnitOfWork:
 
     def set_metadata(self, metadata: dict[str, Any]) -> None:
         """Replace the session's metadata."""
+        self._grow(0)
         self._metadata = self._checks.metadata(metadata)
 
     def close(self) -> None:
         """Close the session with this unit: it can be read afterwards, not written."""
+        self._grow(0)
         self._close = True
 
     def _grow(self, size: int) -> None:
+        if self._sealed:
+            raise InvalidInput("the unit's block has ended: what is added now would not be stored")
         self._checks.unit(self._size + size, len(self._events), self._items)
         self._size += size
 
@@ -96,7 +102,8 @@ class UnitOfWork:
         )
 
     def build(self, durability: Durability, ack: Ack | None) -> Unit:
-        """The unit for the mailbox."""
+        """The unit for the mailbox. Nothing can be added afterwards."""
+        self._sealed = True
         self._checks.unit(self._size, len(self._events), self._items)
         if self._cleared and self._removes:
             self._removes.clear()

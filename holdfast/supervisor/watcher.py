@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Iterable
 from heapq import heapify, heappop, heappush
 
@@ -52,7 +53,10 @@ class Watcher(Worker):
         while True:
             await self._hint.wait()
             changed, self._changed = self._changed, set()
-            await self._refresh(changed)
+            if not await self._refresh(changed):  # the hint will not come again
+                await self.engine.clock.sleep(self.engine.config.writer.breaker_cooldown_s)
+                self._changed |= changed
+                self._hint.set()
 
     def _on_hint(self, changed: Collection[int] | None) -> None:
         subscribed = self.engine.registry.subscribed
@@ -72,13 +76,10 @@ class Watcher(Worker):
             if delay_s > 0:
                 await self._sleep(delay_s)
                 continue
-            due = {actor: actor.version for actor in rota.due(clock.monotonic()) if actor in registry.subscribed}
-            try:
-                await self._refresh(due)
-            except* HoldfastError:
-                self.failures += 1
-            for actor, version in due.items():
-                rota.seen(actor, clock.monotonic(), news=actor.version != version)
+            due = {actor: actor.news for actor in rota.due(clock.monotonic()) if actor in registry.subscribed}
+            await self._refresh(due.keys())
+            for actor, news in due.items():
+                rota.seen(actor, clock.monotonic(), news=actor.news != news)
 
     async def _sleep(self, delay_s: float) -> None:
         """Until it is time, or somebody listens to one more session."""
@@ -92,12 +93,21 @@ class Watcher(Worker):
             await self._newcomer.wait()
             tasks.cancel_scope.cancel()
 
-    async def _refresh(self, actors: Collection[SessionActor]) -> None:
+    async def _refresh(self, actors: Collection[SessionActor]) -> bool:
+        """Look at the sessions; whether the store has answered for all of them."""
         self.passes += 1
         self.done += len(actors)
+        failures = self.failures
         async with anyio.create_task_group() as tasks:  # the reader makes one batch of them
             for actor in actors:
-                tasks.start_soon(self.engine.registry.refresh_head, actor.id)
+                tasks.start_soon(self._look, actor)
+        return self.failures == failures
+
+    async def _look(self, actor: SessionActor) -> None:
+        try:
+            await self.engine.registry.refresh_head(actor.id)
+        except HoldfastError:
+            self.failures += 1
 
 
 class Rota:
@@ -107,6 +117,7 @@ class Rota:
         self._config = config
         self._interval_s: dict[SessionActor, float] = {}
         self._queue: list[tuple[float, int, SessionActor]] = []
+        self._order = itertools.count()
 
     def welcome(self, subscribed: Collection[SessionActor], now_s: float) -> None:
         """Add who is new, and forget who has left."""
@@ -126,7 +137,7 @@ class Rota:
         shortest_s, longest_s = self._config.poll_min_s, self._config.poll_max_s
         interval_s = shortest_s if news else min(self._interval_s.get(actor, shortest_s) * 2, longest_s)
         self._interval_s[actor] = interval_s
-        heappush(self._queue, (now_s + interval_s, actor.incarnation, actor))
+        heappush(self._queue, (now_s + interval_s, next(self._order), actor))
 
     def delay_s(self, now_s: float) -> float:
         """How long until one is due; at least the shortest interval's resolution, so that company can gather."""

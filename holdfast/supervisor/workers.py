@@ -140,13 +140,12 @@ class Trimmer(Worker):
         """Over the sessions of which events were dropped, or may have become too old or too many bytes."""
         registry, retention = self.engine.registry, self.engine.config.retention
         bounded = retention.max_event_age_s is not None or retention.max_event_bytes is not None
-        if bounded or len(registry.untrimmed) > _MANY_SESSIONS:
-            deleted = await self._trim(None)
-            registry.untrimmed.clear()
-            return deleted
         ids, registry.untrimmed = registry.untrimmed, set()
+        sweep = bounded or len(ids) > _MANY_SESSIONS
+        if not (ids or sweep):
+            return 0
         try:
-            return await self._trim(sorted(ids)) if ids else 0
+            return await self._trim(None if sweep else sorted(ids))
         except HoldfastError:
             registry.untrimmed |= ids
             raise
@@ -188,6 +187,7 @@ class Keeper(Worker):
             while registry.has_touches or registry.subscribed:
                 await self._tick()
                 self.renew()
+            registry.audience.set()  # who listened may have been collected, and told nobody
             self.passes += 1
             await registry.liveness.wait()
 

@@ -71,7 +71,6 @@ async def test_a_read_that_ends_together_with_a_conflict_leaves_no_write_behind(
         assert await session.get("n") == 3
 
 
-@pytest.mark.xfail(strict=True, reason="events() ends where the log did at its start, and begins where it does later")
 async def test_a_log_that_always_has_events_is_never_read_as_empty() -> None:
     """P9: the newest N stay. Seen as: a read that shows neither what was dropped in its midst nor what came for it.
 

@@ -89,6 +89,8 @@ def connect(config: SQLiteConfig, *, timeout_s: float) -> sqlite3.Connection:
     """A bare connection in autocommit mode: transactions are begun and ended by hand."""
     connection = sqlite3.connect(config.path, timeout=timeout_s, isolation_level=None, cached_statements=_STATEMENTS)
     with closed_on_error(connection):
+        # A large flush makes SQLite keep its rows aside; there may be no folder for temporary files.
+        connection.execute("PRAGMA temp_store = MEMORY")
         connection.execute(f"PRAGMA cache_size = {-config.cache_bytes // 1024}")
         # On macOS fsync does not reach the disk; elsewhere these change nothing.
         connection.execute("PRAGMA fullfsync = ON")
