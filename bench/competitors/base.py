@@ -13,7 +13,7 @@ from bench.runner import Loop, Void
 
 __all__ = ["Competitor", "Flush", "Place", "Workload", "await_appends", "check_stored", "flushes"]
 
-_FLUSH_EVENTS: Final = 1_000
+FLUSH_EVENTS: Final = 1_000
 
 
 class Place(NamedTuple):
@@ -116,11 +116,15 @@ class Flush(NamedTuple):
     """By index: the last number, and how many events were added."""
 
 
-def flushes(sessions: Sequence[int], events_each: int) -> Iterator[Flush]:
-    """Every session's first event, then every session's second, and so on, cut into transactions of 1,000."""
-    total = len(sessions) * events_each
-    for begin in range(0, total, _FLUSH_EVENTS):
-        places = range(begin, min(begin + _FLUSH_EVENTS, total))
+def flushes(sessions: Sequence[int], events_each: int, *, connections: int = 1) -> Iterator[Flush]:
+    """Every session's first event, then every session's second, and so on, cut into transactions.
+
+    Those of all connections together hold 1,000 events. So at 1,000 sessions each is in a transaction once, and
+    its head is written as often as by a store whose callers wait for every append.
+    """
+    total, size = len(sessions) * events_each, FLUSH_EVENTS // connections
+    for begin in range(0, total, size):
+        places = range(begin, min(begin + size, total))
         events = [(sessions[place % len(sessions)], place // len(sessions) + 1) for place in places]
         heads: dict[int, tuple[int, int]] = {}
         for index, seq in events:

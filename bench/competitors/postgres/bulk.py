@@ -14,7 +14,7 @@ from bench.competitors.postgres import layout
 from bench.payload import EVENT_TYPE
 from bench.runner import Loop
 
-_CONNECTIONS: Final = 8
+_CONNECTIONS: Final = 2
 
 _TRANSACTION: Final = (
     "WITH new AS ("
@@ -27,7 +27,7 @@ _TRANSACTION: Final = (
 
 
 class AsyncpgBulk:
-    """The same rows by ``unnest``, 1,000 events a transaction, over eight connections that share no session.
+    """The same rows by ``unnest``, 500 events a transaction, over two connections that share no session.
 
     A transaction is one prepared statement. All arguments are made before the clock starts.
     """
@@ -41,7 +41,9 @@ class AsyncpgBulk:
         self._sessions = workload.sessions
         count = min(workload.connections or _CONNECTIONS, workload.sessions)
         shares = [range(number, workload.sessions, count) for number in range(count)]
-        self._shares = [[_arguments(flush) for flush in flushes(share, workload.events_each)] for share in shares]
+        self._shares = [
+            [_arguments(flush) for flush in flushes(share, workload.events_each, connections=count)] for share in shares
+        ]
         self._connections: list[Any] = []
         self._resources = AsyncExitStack()
 
