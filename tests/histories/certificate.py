@@ -21,15 +21,14 @@ its log):
   with `OutcomeUnknown` happened once, at one place after its call, or not at all.
 
 How. Writes with a version are in their places. A version that nobody was told belongs to one of the writes
-with an unknown outcome, if any fits: these are few, and tried one after the other, with backtracking. Reads
+with an unknown outcome, if any fits: these are few, and tried one after the other, with backtracking; first
+those that somebody has seen something of, and none that makes what nobody saw (`Evidence`). Reads
 are put in by the order of their returns, each at the first version that shows what it saw, not before
 what had returned when it was called. The first place is the best: whatever is possible with a later one is
 possible with it. So for a given order of writes this is exact and linear in the length of the history.
 
 Trims (`delete_events_before`) take no version. They are checked by time: a read of the log begins at a floor
-that was in force at some moment of the read. `Session.events` ends with what was the newest at its start, and
-begins where the log began a moment later; so with ``max_events`` no more is asked of it either
-(see `test_reduced`).
+that was in force at some moment of the read.
 
 Left out, because less is promised: reads with ``cached=True`` (of what this process knows, perhaps old), and
 writes acknowledged at ``durability="memory"`` (before they are stored: a kill may lose them). An event that a
@@ -41,6 +40,7 @@ from __future__ import annotations
 import dataclasses
 from bisect import bisect_left
 
+from tests.histories.evidence import Evidence
 from tests.histories.history import History, Operation
 from tests.histories.model import Impossible, answers, apply, first_state, observed
 from tests.histories.trimming import Floors
@@ -64,26 +64,33 @@ def check(history: History) -> list[str]:
 
 
 class _Order:
-    """The known places of writes, in real time."""
+    """The known places of writes, in real time; and of reads that tell the version."""
 
-    def __init__(self, known: list[Operation], base_version: int) -> None:
-        returned = sorted((op.returned_ns or 0, op.version) for op in known if op.happened == "yes")
+    def __init__(self, known: list[Operation], reads: list[Operation], base_version: int) -> None:
+        told = [(op, int(op.result[0])) for op in reads if op.kind == "info" and op.happened == "yes"]
+        returned = sorted(
+            [(op.returned_ns or 0, op.version) for op in known if op.happened == "yes"]
+            + [(op.returned_ns or 0, version) for op, version in told]
+        )
         self._returned_ns = [at_ns for at_ns, _ in returned]
         self._highest = [base_version]
         for _, version in returned:
             self._highest.append(max(self._highest[-1], version))
-        called = sorted(((op.called_ns, op.version) for op in known), reverse=True)
+        called = sorted(
+            [(op.called_ns, op.version) for op in known] + [(op.called_ns, version + 1) for op, version in told],
+            reverse=True,
+        )
         self._called_ns = [-at_ns for at_ns, _ in called]
         self._lowest = [NEVER_NS]
         for _, version in called:
             self._lowest.append(min(self._lowest[-1], version))
 
     def at_least(self, called_ns: int) -> int:
-        """The highest version that was acknowledged before the call."""
+        """The highest version that somebody was told of before the call."""
         return self._highest[bisect_left(self._returned_ns, called_ns)]
 
     def below(self, returned_ns: int) -> int:
-        """The lowest version of a write that was called after the return."""
+        """The lowest version that can only have been made after the return."""
         return self._lowest[bisect_left(self._called_ns, -returned_ns)]
 
 
@@ -106,9 +113,12 @@ class _Checker:
         self._base = first.version
         writes = [op for op in operations if op.is_write and op.happened != "no"]
         self._known = [op for op in writes if op.version]
-        self._unknown = sorted((op for op in writes if not op.version), key=lambda op: -op.called_ns)
-        """The latest first: what happened at all mostly happened soon."""
-        self._order = _Order(self._known, self._base)
+        self._evidence = Evidence(operations)
+        self._unknown = sorted(
+            (op for op in writes if not op.version), key=lambda op: (not self._evidence.seen(op), -op.called_ns)
+        )
+        """What somebody saw first, then the latest: what happened at all mostly happened soon."""
+        self._order = _Order(self._known, operations, self._base)
         self._at = {op.version: op for op in self._known}
         self._last = max(self._at, default=self._base)
         self._reads = self._find_reads(operations)
@@ -118,6 +128,8 @@ class _Checker:
         self._placed: list[tuple[int, Operation]] = []
         """Versions given to writes of unknown outcome."""
         self._fault = (0, "")
+        self._hopeless = False
+        """No later version can explain the read that was not to be placed."""
         self._steps = 0
 
     def _find_reads(self, operations: list[Operation]) -> list[_Read]:
@@ -165,7 +177,7 @@ class _Checker:
             version += 1
         if self._place_reads(NEVER_NS):
             return True
-        return self._explain_gap(version)  # what nobody was told of may still have been seen
+        return not self._hopeless and self._explain_gap(version)  # what nobody was told of may still have been seen
 
     def _explain_gap(self, version: int) -> bool:
         used = {id(write) for _, write in self._placed}
@@ -174,11 +186,16 @@ class _Checker:
             if id(write) in used or self._order.at_least(write.called_ns) >= version:
                 continue
             self._placed.append((version, write))
-            if self._step(version, write) and self._explain(version + 1):
+            if self._step(version, write) and self._fits() and self._explain(version + 1):
                 return True
             self._placed.pop()
             del self._states[marks[0] :], self._furthest[marks[1] :]
         return False
+
+    def _fits(self) -> bool:
+        """Whether the last step made nothing that was seen to be different."""
+        before, after = self._states[-2:]
+        return self._evidence.allows(before, after)
 
     def _step(self, version: int, write: Operation) -> bool:
         """Let ``write`` happen; place the reads that can have seen nothing later than the version before."""
@@ -213,14 +230,10 @@ class _Checker:
         for version, write in self._placed:
             if write.called_ns > (read.operation.returned_ns or 0):
                 highest = min(highest, version - 1)
-        states = self._states[lowest - self._base : highest - self._base + 1]
-        floors = {*read.floors}
-        if read.operation.kind == "events" and states and states[0].max_events is not None:
-            # its beginning may be of another moment than its end
-            floors.update(state.floor_above(1) for state in states)
-        for state in states:
-            if observed(state, read.operation, floors):
+        for state in self._states[lowest - self._base : highest - self._base + 1]:
+            if observed(state, read.operation, read.floors):
                 return state.version
+        self._hopeless = read.highest <= self._states[-1].version
         self._blame(f"{read.operation}: no version from {lowest} to {highest} shows this{self._nearby(lowest)}")
         return None
 
@@ -232,6 +245,6 @@ class _Checker:
         return f"; at version {version}: {state.values!r:.400}, {len(state.log)} events"
 
     def _blame(self, reason: str) -> None:
-        """The report is of the explanation that got furthest."""
-        if len(self._states) >= self._fault[0]:
+        """The report is of the explanation that got furthest, and of what first stood in its way."""
+        if len(self._states) > self._fault[0]:
             self._fault = (len(self._states), reason)

@@ -15,7 +15,7 @@ import pytest
 
 from tests.crash.stores import STORES
 from tests.histories.driver import Plan, faults_of, run_histories
-from tests.histories.history import WRITES, Operation
+from tests.histories.history import ENDS, WRITES, Operation
 
 SOAK_S = float(os.environ.get("HOLDFAST_SOAK_SECONDS", "0"))
 ROUNDS_S = (3.0, 2.0)
@@ -24,7 +24,7 @@ SOAK_ROUND_S = 15.0
 FEW_EVENTS = 30
 """``max_events`` of each second round."""
 SEED = int(os.environ.get("HOLDFAST_SEED", "0")) or random.SystemRandom().randrange(1, 2**32)
-COMMON = (WRITES - {"clear"}) | {"get", "get_versioned", "state", "info", "events", "last_events", "tail"}
+COMMON = (WRITES - ENDS - {"clear"}) | {"get", "get_versioned", "state", "info", "events", "last_events", "tail"}
 
 
 def work_done(operations: list[Operation]) -> str:

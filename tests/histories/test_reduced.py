@@ -72,10 +72,7 @@ async def test_a_read_that_ends_together_with_a_conflict_leaves_no_write_behind(
 
 
 async def test_a_log_that_always_has_events_is_never_read_as_empty() -> None:
-    """P9: the newest N stay. Seen as: a read that shows neither what was dropped in its midst nor what came for it.
-
-    Once `events` asks for one moment only, `certificate` need not make allowance for it.
-    """
+    """P9: the newest N stay. Seen as: a read that shows neither what was dropped in its midst nor what came for it."""
     config = holdfast.Config(retention=RetentionConfig(max_events=3))
     backend = FaultyBackend(MemoryBackend())
     async with Supervisor(backend, config) as store:
