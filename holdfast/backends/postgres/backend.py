@@ -44,7 +44,7 @@ T = TypeVar("T")
 
 _log: Final = structlog.get_logger("holdfast.postgres")
 
-_PREFERRED_LANES: Final = 2
+_PREFERRED_LANES: Final = 4
 _USUAL_COMMIT_S: Final = 1.0
 _MAX_FIELD_BYTES: Final = 1 << 28
 """A quarter of PostgreSQL's own limit on a value, which holds for an array of them too."""

@@ -41,7 +41,7 @@ class PostgresConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     pool_max: int = 10
     """Connections at most, beside one for hints to other instances and one to receive these."""
     lanes: int | None = None
-    """Flushes in flight at once that suit this database; None: 2. The engine's ``writer.lanes`` goes before it."""
+    """Flushes in flight at once that suit this database; None: 4. The engine's ``writer.lanes`` goes before it."""
     connect_timeout_s: float = 5.0
     pool_timeout_s: float = 5.0
     """How long to wait for a free connection before `Overloaded`."""
