@@ -141,11 +141,16 @@ class _Checker:
                 op,
                 floors.during(op),
                 self._order.at_least(op.called_ns),
-                self._order.below(op.returned_ns or 0) - 1,
+                self._latest(op),
                 bisect_left(returned_ns, op.called_ns),
             )
             for op in answered
         ]
+
+    def _latest(self, read: Operation) -> int:
+        """The last version that it can have seen."""
+        latest = self._order.below(read.returned_ns or 0) - 1
+        return min(latest, int(read.result[0])) if read.kind == "info" and read.happened == "yes" else latest
 
     def run(self) -> list[str]:
         faults = self._misplaced()

@@ -232,6 +232,16 @@ def test_a_kill_leaves_an_operation_without_an_end(tmp_path: Any) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("sound", [True, False])
+def test_many_kills_leave_nothing_undecided(sound: bool) -> None:
+    """Of forty writes without an end a dozen happened, in an order that only the last read tells."""
+    lost = [append(10 + number, None, f"v{number}") for number in range(40)]
+    shown = [(seq, f"v{number}") for seq, number in enumerate(range(39, 3, -3), 1)]
+    wanted = len(shown) + (1 if sound else 2)
+    it = history(*lost, events(70, 80, *shown), op(90, 95, "info", [wanted, 1, len(shown)]))
+    assert (certificate.check(it) == []) is sound
+
+
 CAPPED = dataclasses.replace(FIRST, arguments={"max_events": 2})
 NEWEST = [A, B, C, op(70, 80, "info", [4, 2, 3])]
 
