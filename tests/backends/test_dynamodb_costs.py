@@ -18,7 +18,7 @@ from holdfast.testing import ManualClock
 from holdfast.testing.contract.direct import Direct, blind, creation, new_event, new_head
 from tests.servers.dynamodb import config_for, dynoxide, fast_endpoint
 from tests.servers.http_proxy import HttpProxy
-from tests.servers.processes import cannot_start
+from tests.servers.processes import not_here
 
 pytestmark = pytest.mark.anyio
 
@@ -35,7 +35,7 @@ def anyio_backend() -> str:
 @pytest.fixture
 def proxy() -> Iterator[HttpProxy]:
     if dynoxide() is None:
-        cannot_start("dynoxide counts request units, and is not to be had")
+        not_here("dynoxide counts request units, and is not to be had")
     with HttpProxy(fast_endpoint()) as proxy:
         yield proxy
 

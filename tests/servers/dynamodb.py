@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.backends.dynamodb import DynamoDBConfig
-from tests.servers.processes import Process, cannot_start, free_port
+from tests.servers.processes import Process, cannot_start, free_port, not_here
 
 __all__ = ["config_for", "dynoxide", "fast_endpoint", "ministack_endpoint", "own_dynoxide"]
 
@@ -85,7 +85,7 @@ def own_dynoxide(database: Path, port: int = 0) -> Generator[tuple[Process, int]
     """A server that keeps its data in a file, for tests that kill it. Yields it with its port."""
     binary = dynoxide()
     if binary is None:
-        cannot_start(f"npm cannot fetch {DYNOXIDE}")
+        not_here(f"npm cannot fetch {DYNOXIDE}")
     port = port or free_port()
     command = [str(binary), "--port", str(port), "--db-path", str(database)]
     server = Process(command, database.with_suffix(".log"))

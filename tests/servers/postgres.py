@@ -21,7 +21,7 @@ from pathlib import Path
 from types import MappingProxyType
 from urllib.parse import urlsplit, urlunsplit
 
-from tests.servers.processes import NOBODY, Process, accepts, cannot_start, free_port, unprivileged
+from tests.servers.processes import NOBODY, Process, accepts, cannot_start, free_port, not_here, unprivileged
 
 __all__ = [
     "FAST",
@@ -59,7 +59,7 @@ def debian_binaries(version: int) -> Path:
     """Of the system's package."""
     path = Path(f"/usr/lib/postgresql/{version}/bin")
     if not (path / "postgres").exists():
-        cannot_start(f"PostgreSQL {version} is not installed")
+        not_here(f"PostgreSQL {version} is not installed")
     return path
 
 
@@ -166,7 +166,7 @@ class PgBouncer:
     def __init__(self, server_port: int, folder: Path) -> None:
         binary = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
         if binary is None:
-            cannot_start("PgBouncer is not installed")
+            not_here("PgBouncer is not installed")
         self.port = free_port()
         (folder / "users.txt").write_text(f'"{USER}" "{PASSWORD}"\n')
         (folder / "pgbouncer.ini").write_text(

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-__all__ = ["NOBODY", "Process", "cannot_start", "free_port", "unprivileged", "wait_until"]
+__all__ = ["NOBODY", "Process", "cannot_start", "free_port", "not_here", "unprivileged", "wait_until"]
 
 NOBODY = 65_534
 START_S = 30.0
@@ -36,6 +36,11 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def not_here(reason: str) -> NoReturn:
+    """Skip: a second server to test against, which only some machines have."""
+    pytest.skip(reason)
 
 
 @functools.cache

@@ -19,17 +19,20 @@ import uuid
 from collections.abc import Generator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
 from tests.servers.processes import Process, cannot_start, free_port, wait_until
 
 __all__ = [
+    "ALL_SLOTS",
     "ALWAYS",
     "CLUSTER",
     "EVERYSEC",
+    "PLAIN",
     "ValkeyServer",
+    "kept",
     "new_prefix",
     "own_server",
     "packed",
@@ -39,6 +42,10 @@ __all__ = [
     "shared_url",
     "valkey_binary",
 ]
+
+T = TypeVar("T")
+
+ALL_SLOTS = (0, 16_383)
 
 PLAIN: Mapping[str, str] = MappingProxyType({})
 CLUSTER: Mapping[str, str] = MappingProxyType({"cluster-enabled": "yes", "cluster-node-timeout": "2000"})
@@ -66,8 +73,17 @@ def redis_binary() -> Path:
 class ValkeyServer:
     """One server with a folder of its own. It can be stopped, killed, frozen and started again on its port."""
 
-    def __init__(self, folder: Path, settings: Mapping[str, str] = PLAIN, *, binary: Path | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        settings: Mapping[str, str] = PLAIN,
+        *,
+        binary: Path | None = None,
+        slots: tuple[int, int] = ALL_SLOTS,
+    ) -> None:
         self.folder = folder
+        self.slots = slots
+        """In cluster mode: the first and last that it takes at its first start."""
         self.port = free_port()
         self.bus_port = free_port()
         """Of the cluster's own traffic."""
@@ -89,7 +105,7 @@ class ValkeyServer:
         self._process = Process([str(self._binary), *options], self.folder / "log", cwd=self.folder)
         self._process.wait_until_ready(self._serves)
         if self.is_cluster:
-            self._take_all_slots()
+            self._take_slots()
 
     def _all_settings(self) -> dict[str, str]:
         own = {"port": str(self.port)}
@@ -103,10 +119,11 @@ class ValkeyServer:
         except OSError:
             return False
 
-    def _take_all_slots(self) -> None:
+    def _take_slots(self) -> None:
         if b"cluster_slots_assigned:0" in self.command("CLUSTER", "INFO"):
-            self.command("CLUSTER", "ADDSLOTSRANGE", "0", "16383")
-        wait_until(lambda: b"cluster_state:ok" in self.command("CLUSTER", "INFO"), what="the cluster is not up")
+            self.command("CLUSTER", "ADDSLOTSRANGE", *map(str, self.slots))
+        if self.slots == ALL_SLOTS:
+            wait_until(lambda: b"cluster_state:ok" in self.command("CLUSTER", "INFO"), what="the cluster is not up")
 
     def restart(self) -> None:
         self.start()
@@ -162,10 +179,12 @@ def url_of(base: str, params: Mapping[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def own_server(settings: Mapping[str, str] = PLAIN, *, binary: Path | None = None) -> Generator[ValkeyServer]:
+def own_server(
+    settings: Mapping[str, str] = PLAIN, *, binary: Path | None = None, slots: tuple[int, int] = ALL_SLOTS
+) -> Generator[ValkeyServer]:
     """A server of a test's own, running."""
     folder = Path(tempfile.mkdtemp(prefix="holdfast-valkey-"))
-    server = ValkeyServer(folder, settings, binary=binary)
+    server = ValkeyServer(folder, settings, binary=binary, slots=slots)
     try:
         server.start()
         yield server
@@ -174,15 +193,19 @@ def own_server(settings: Mapping[str, str] = PLAIN, *, binary: Path | None = Non
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def kept(opened: contextlib.AbstractContextManager[T]) -> T:
+    """Open it now, and close it when the tests end."""
+    stack = contextlib.ExitStack()
+    value = stack.enter_context(opened)
+    atexit.register(stack.close)
+    return value
+
+
 @functools.cache
 def shared_server(kind: str) -> ValkeyServer:
     """One for all tests of the session: "valkey", "cluster" (one server with all slots), or "redis"."""
-    stack = contextlib.ExitStack()
     settings = CLUSTER if kind == "cluster" else PLAIN
-    binary = redis_binary() if kind == "redis" else valkey_binary()
-    server = stack.enter_context(own_server(settings, binary=binary))
-    atexit.register(stack.close)
-    return server
+    return kept(own_server(settings, binary=redis_binary() if kind == "redis" else valkey_binary()))
 
 
 def shared_url(kind: str = "valkey", **params: Any) -> str:
