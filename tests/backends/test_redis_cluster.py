@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+import functools
+from collections.abc import AsyncIterator
 
 import anyio
 import pytest
@@ -16,9 +17,8 @@ from holdfast.errors import OutcomeUnknown, Unavailable
 from holdfast.testing import ManualClock
 from holdfast.testing.contract.direct import Direct, blind, creation, new_event, new_head, texts
 from tests.servers.processes import wait_until
-from tests.servers.valkey import CLUSTER, ValkeyServer, new_prefix, own_server
+from tests.servers.valkey import ALL_SLOTS, CLUSTER, ValkeyServer, kept, new_prefix, own_server
 
-LAST_SLOT = 16_383
 MIDDLE = 8_192
 FORGIVING = {**CLUSTER, "cluster-require-full-coverage": "no"}
 
@@ -49,8 +49,6 @@ class Pair:
 
     def __init__(self, low: ValkeyServer, high: ValkeyServer) -> None:
         self.low, self.high = low, high
-        low.command("CLUSTER", "DELSLOTSRANGE", str(MIDDLE), str(LAST_SLOT))
-        high.command("CLUSTER", "DELSLOTSRANGE", "0", str(MIDDLE - 1))
         high.command("CLUSTER", "SET-CONFIG-EPOCH", "7")
         high.command("CLUSTER", "MEET", "127.0.0.1", str(low.port), str(low.bus_port))
         wait_until(self.agree, what="the servers do not agree")
@@ -71,10 +69,16 @@ class Pair:
             assert server.command("CLUSTER", "SETSLOT", str(slot), "NODE", name) == b"+OK\r\n"
 
 
-@pytest.fixture(scope="module")
-def pair() -> Iterator[Pair]:
-    with own_server(FORGIVING) as low, own_server(FORGIVING) as high:
-        yield Pair(low, high)
+@functools.cache
+def shared_pair() -> Pair:
+    low, high = (kept(own_server(FORGIVING, slots=half)) for half in ((0, MIDDLE - 1), (MIDDLE, ALL_SLOTS[1])))
+    return Pair(low, high)
+
+
+@pytest.fixture
+def pair() -> Pair:
+    """One for the session; each test leaves it with all slots served."""
+    return shared_pair()
 
 
 @pytest.fixture
@@ -121,7 +125,7 @@ async def test_two_servers(direct: Direct, backend: RedisBackend, pair: Pair, cl
 @pytest.mark.anyio
 async def test_slots_that_moved(direct: Direct, backend: RedisBackend, pair: Pair, clock: ManualClock) -> None:
     """MOVED: the map is asked for anew, within the call."""
-    names = [f"m{number}" for number in range(100)]
+    names = [f"{new_prefix()}-{number}" for number in range(100)]  # the id alone decides the slot
     name = next(name for name in names if key_slot(backend._keys.head(name)) < MIDDLE)
     slot = key_slot(backend._keys.head(name))
     await create_many(direct, clock)  # the map is known
@@ -133,9 +137,10 @@ async def test_slots_that_moved(direct: Direct, backend: RedisBackend, pair: Pai
 @pytest.mark.anyio
 async def test_slots_on_their_way(direct: Direct, backend: RedisBackend, pair: Pair) -> None:
     """TRYAGAIN, ASK: of a session that may be half here and half there, nothing is read or written."""
-    head = await direct.append(await direct.create("half"), "a")
+    name = new_prefix()
+    head = await direct.append(await direct.create(name), "a")
     await direct.one(blind(head, sets={"k": (b"1", 1)}))
-    head_key = backend._keys.head("half")
+    head_key = backend._keys.head(name)
     slot = str(key_slot(head_key))
     here, there = (pair.low, pair.high) if int(slot) < MIDDLE else (pair.high, pair.low)
     from_here, to_there = (server.command("CLUSTER", "MYID").split(b"\r\n")[1] for server in (here, there))
@@ -146,14 +151,14 @@ async def test_slots_on_their_way(direct: Direct, backend: RedisBackend, pair: P
         with pytest.raises(Unavailable, match="moving"):
             await direct.one(blind(head, sets={"k": (b"2", 1)}, events=[new_event("b")]))
         with pytest.raises(Unavailable, match="moving"):
-            await backend.load([LoadRequest("half")])
+            await backend.load([LoadRequest(name)])
         for letter in (b"h", b"s"):
             here.command("MIGRATE", "127.0.0.1", str(there.port), head_key[:-1] + letter, "0", "1000")
         for marker in here.command("KEYS", head_key[:-1] + b"m:*").split(b"\r\n")[2::2]:
             here.command("DEL", marker)
     finally:
         pair.move(int(slot), here, there)
-    assert await direct.state("half") == {"k": b"1"}
+    assert await direct.state(name) == {"k": b"1"}
     assert texts(await direct.events(head)) == ["a"]
     await direct.append(head, "b")
 

@@ -6,6 +6,7 @@ Everything here happens to a real server; a proxy loses replies and requests.
 from __future__ import annotations
 
 import contextlib
+import functools
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
@@ -22,19 +23,23 @@ from holdfast.errors import OutcomeUnknown, Rejected, Unavailable
 from holdfast.testing import ManualClock
 from holdfast.testing.contract.direct import Direct, blind, creation, new_event, new_head, texts
 from tests.servers.proxy import TcpProxy
-from tests.servers.valkey import ALWAYS, CLUSTER, ValkeyServer, new_prefix, own_server, packed
+from tests.servers.valkey import ALWAYS, CLUSTER, ValkeyServer, kept, new_prefix, own_server, packed
 
 pytestmark = pytest.mark.anyio
 
 SECOND = 1_000_000
 
 
-@pytest.fixture(scope="module", params=["one server", "cluster"])
-def server(request: pytest.FixtureRequest) -> Iterator[ValkeyServer]:
-    """Each test leaves it as it was."""
+@functools.cache
+def abused_server(kind: str) -> ValkeyServer:
     settings = {**ALWAYS, "busy-reply-threshold": "50"}
-    with own_server({**settings, **CLUSTER} if request.param == "cluster" else settings) as server:
-        yield server
+    return kept(own_server({**settings, **CLUSTER} if kind == "cluster" else settings))
+
+
+@pytest.fixture(params=["one server", "cluster"])
+def server(request: pytest.FixtureRequest) -> ValkeyServer:
+    """For this module alone; each test leaves it as it was."""
+    return abused_server(request.param)
 
 
 @pytest.fixture

@@ -113,7 +113,7 @@ class RedisBackend:
             durability=durability,
             exclusive=False,
             watch_is_complete=False,
-            preferred_lanes=2,
+            preferred_lanes=4,
             max_unit_bytes=_MAX_UNIT_BYTES,
         )
 

@@ -111,7 +111,9 @@ class Keys:
 
 
 def _tag(text: str) -> str:
-    return text.translate(_ESCAPES)
+    if "{" in text or "}" in text or "%" in text:  # nearly never
+        return text.translate(_ESCAPES)
+    return text
 
 
 def companions(heads: Iterable[bytes]) -> list[bytes]:

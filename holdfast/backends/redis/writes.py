@@ -7,7 +7,7 @@ from struct import Struct
 from struct import error as struct_error
 from typing import Final
 
-from holdfast.backends.base import Batch, Outcome, SessionWrite, Status
+from holdfast.backends.base import NOTHING_SET, Batch, Outcome, SessionWrite, Status
 from holdfast.backends.redis.rows import encode_event, encode_head, frame, incarnation_bytes
 from holdfast.backends.rules import changes_session
 from holdfast.errors import Rejected
@@ -16,7 +16,8 @@ __all__ = ["OUTCOME_BYTES", "decode_outcomes", "encode_batch", "encode_write"]
 
 _BATCH: Final = Struct(">16sddddd")
 _WRITE: Final = Struct(">8sHddddIIIII")
-_OUTCOME: Final = Struct(">Bdddd")
+_OUTCOME: Final = Struct(">Bqqqq")
+_STATUSES: Final = {int(status): status for status in Status}
 _OFFSET: Final = Struct(">d")
 OUTCOME_BYTES: Final = _OUTCOME.size
 _FENCED, _CHANGES, _CLEARED, _CLOSE, _DELETE, _CREATE, _METADATA = (1 << bit for bit in range(7))
@@ -37,10 +38,19 @@ def encode_batch(batch: Batch, instance: bytes, *, marker_ms: float, margin_us: 
 def encode_write(write: SessionWrite) -> bytes:
     """Raises: `Rejected` for what the engine lets nobody write: lone surrogates, numbers past all bounds."""
     try:
-        body = b"".join(_body(write))
-        return _header(write, len(body)) + body
+        if write.events and write.sets is NOTHING_SET and not (write.removes or write.cleared or _is_rare(write)):
+            body = b"".join([frame(encode_event(event)) for event in write.events])
+            flags = _CHANGES | _FENCED * write.fenced
+        else:
+            body = b"".join(_body(write))
+            flags = _flags(write)
+        return _header(write, flags, len(body)) + body
     except (struct_error, OverflowError, UnicodeEncodeError) as exc:
         raise Rejected(f"a value cannot be stored: {exc}") from exc
+
+
+def _is_rare(write: SessionWrite) -> bool:
+    return write.create is not None or write.metadata is not None or write.close or write.delete
 
 
 def _body(write: SessionWrite) -> Iterable[bytes]:
@@ -58,8 +68,8 @@ def _body(write: SessionWrite) -> Iterable[bytes]:
         yield frame(encode_event(event))
 
 
-def _header(write: SessionWrite, length: int) -> bytes:
-    flags = (
+def _flags(write: SessionWrite) -> int:
+    return (
         _FENCED * write.fenced
         | _CHANGES * changes_session(write)
         | _CLEARED * write.cleared
@@ -68,6 +78,9 @@ def _header(write: SessionWrite, length: int) -> bytes:
         | _CREATE * (write.create is not None)
         | _METADATA * (write.metadata is not None)
     )
+
+
+def _header(write: SessionWrite, flags: int, length: int) -> bytes:
     return _WRITE.pack(
         incarnation_bytes(write.incarnation),
         flags,
@@ -85,6 +98,6 @@ def _header(write: SessionWrite, length: int) -> bytes:
 
 def decode_outcomes(answer: bytes) -> list[Outcome]:
     return [
-        Outcome(Status(status), int(version), int(seq), int(base_first), int(first))
+        Outcome(_STATUSES[status], version, seq, base_first, first)
         for status, version, seq, base_first, first in _OUTCOME.iter_unpack(answer)
     ]

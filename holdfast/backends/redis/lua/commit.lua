@@ -14,7 +14,7 @@ local call, pack, unpack, list, band = redis.call, struct.pack, struct.unpack, u
 
 local ROW, ROW_SIZE = '>c8BdddddddI4', 69
 local WRITE = '>c8I2ddddI4I4I4I4I4'
-local OUTCOME = '>Bdddd'
+local OUTCOME = '>Bi8i8i8i8'
 local COMMITTED, MISSING, EXISTS, CONFLICT, CLOSED = 0, 1, 2, 3, 4
 local FENCED, CHANGES, CLEARED, CLOSE, DELETE, CREATE, METADATA = 1, 2, 4, 8, 16, 32, 64
 local SURPLUS = 1000 -- dropped events that are left for the trimmer, at most
