@@ -16,7 +16,7 @@ help:
 	@echo 'make demo       kill -9 a real MCP server in mid-stream and check that nothing is lost'
 	@echo 'make test       lint, types, import rules, tests'
 	@echo 'make lint       ruff            make types      mypy and pyright, strict'
-	@echo 'make soak       1,000 kill -9 cycles with a ledger of acknowledged writes; ten minutes of histories'
+	@echo 'make soak       on each store, 1,000 kill -9 cycles with a ledger, and ten minutes of histories'
 	@echo 'make bench      every benchmark make sdk-tests  the tests of the MCP SDK on our event store'
 	@echo 'make clean      remove the virtual environment and caches'
 

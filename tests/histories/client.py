@@ -21,6 +21,7 @@ from holdfast.errors import (
     OutcomeUnknown,
     SessionClosed,
     SessionNotFound,
+    StoreError,
 )
 from holdfast.model import LATEST, Event, Latest
 from holdfast.supervisor.session import Session
@@ -323,9 +324,16 @@ class Client:
     async def follow(self, until: Callable[[], bool], catch_up_s: float) -> None:
         """Subscribe to everything from now until the end, and see that all arrives then.
 
-        It may end before, with the session, or (where the oldest events are dropped) with a gap. Raises: TimeoutError.
+        It may end before: with the session, with a gap (where the oldest events are dropped), or with the server.
+
+        Raises: TimeoutError.
         """
-        newest = await self.session.last_events(1)
+        newest = await self.call(
+            "last_events",
+            {"limit": 1, "stream": None},
+            lambda deadline_s: self.session.last_events(1, deadline_s=deadline_s),
+            shown=_shown,
+        )
 
         async def listen(following: Following) -> None:
             seq: int | None = newest[0].seq if newest else 0
@@ -360,7 +368,7 @@ class Client:
                     return event.seq
 
                 await listen(following)
-        except (EventGap, SessionNotFound) as exc:
+        except (EventGap, SessionNotFound, StoreError) as exc:
             self._failed(number, exc)
         else:
             self._recorder.returned(number, "ended" if over else None)

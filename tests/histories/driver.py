@@ -15,6 +15,7 @@ import anyio
 from holdfast.config import RetentionConfig
 from tests.crash.harness import ROOT, environment
 from tests.crash.opening import open_store
+from tests.crash.stores import Server
 from tests.histories import certificate, visibility
 from tests.histories.history import FIRST_STATE, History, Operation, Recorder, read_operations
 
@@ -139,14 +140,17 @@ def session_names(plan: Plan) -> list[str]:
     return [f"h{number}" for number in range(plan.sessions)]
 
 
-def run_histories(url: str, folder: Path, plan: Plan, rng: random.Random) -> tuple[list[Operation], list[str]]:
+def run_histories(
+    url: str, folder: Path, plan: Plan, rng: random.Random, server: Server | None = None
+) -> tuple[list[Operation], list[str]]:
     """Let workers loose on new sessions of the store. All that they did, and what they complained of.
 
+    With ``server``, it is killed at first, and then now and then instead of a worker.
     Leaves the sessions there. The files of the workers stay in the folder.
     """
     recorder = Recorder(folder / "driver.jsonl")
     anyio.run(_create, url, recorder, plan)
-    workers = _Workers(url, folder, plan, rng)
+    workers, server_kills = _Workers(url, folder, plan, rng), 0
     try:
         for _ in range(plan.workers):
             workers.start()
@@ -154,8 +158,15 @@ def run_histories(url: str, folder: Path, plan: Plan, rng: random.Random) -> tup
         end_s = time.monotonic() + plan.seconds
         while time.monotonic() + (pause_s := plan.kill_every_s * rng.uniform(0.5, 1.5)) < end_s:
             time.sleep(pause_s)
-            workers.kill_one()
-            workers.start()
+            if server is not None and (not server_kills or rng.random() < 0.5):
+                workers.wait_until_they_work()
+                server.kill()
+                time.sleep(rng.random() * 0.3)
+                server.restart()
+                server_kills += 1
+            else:
+                workers.kill_one()
+                workers.start()
         time.sleep(max(0.0, end_s - plan.finish_s - time.monotonic()))
         workers.finish()
         time.sleep(max(0.0, end_s - time.monotonic()))

@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 import random
 from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from tests.crash.stores import STORES
+from tests.crash.stores import SERVERS, STORES, Server, Store
 from tests.histories.driver import Plan, faults_of, run_histories
 from tests.histories.history import ENDS, WRITES, Operation
 
@@ -28,15 +29,22 @@ COMMON = (WRITES - ENDS - {"clear"}) | {"get", "get_versioned", "state", "info",
 
 
 def work_done(operations: list[Operation]) -> str:
-    """For the report; fails if the run was not worth much."""
-    kinds = Counter(op.kind for op in operations if op.happened == "yes")
-    told = Counter(op.error or op.happened for op in operations)
-    writes = sum(kinds[kind] for kind in WRITES)
+    """For the report."""
+    writes = sum(op.is_write and op.happened == "yes" for op in operations)
+    reads = sum(not op.is_write and op.happened == "yes" for op in operations)
     shown = sum(len(op.seen) for op in operations)
-    assert writes > 50, kinds
-    assert shown > 50
-    assert kinds.keys() >= COMMON
-    return f"{writes:,} writes, {sum(kinds.values()) - writes:,} reads, {shown:,} events shown; {dict(told)}"
+    return f"{writes:,} writes, {reads:,} reads, {shown:,} events shown; {dict(Counter(map(_told, operations)))}"
+
+
+def _told(operation: Operation) -> str:
+    return operation.error or operation.happened
+
+
+def _opened(name: str, number: int, folder: Path, stack: ExitStack) -> tuple[Store, Server | None]:
+    """In every second round, a server of the run's own, if there is one that keeps its data: it is killed, too."""
+    if number % 2 and name in SERVERS:
+        return stack.enter_context(SERVERS[name](folder))
+    return stack.enter_context(STORES[name](folder)), None
 
 
 @pytest.mark.parametrize("name", STORES)
@@ -45,10 +53,12 @@ def test_histories_fit_one_order(name: str, tmp_path: Path) -> None:
     print(f"HOLDFAST_SEED={SEED}")
     rng = random.Random(SEED)
     rounds_s = [SOAK_ROUND_S] * round(SOAK_S / SOAK_ROUND_S) or ROUNDS_S
+    done, shown = Counter[str](), 0
     for number, seconds in enumerate(rounds_s):
         folder = tmp_path / f"round{number}"
         folder.mkdir()
-        with STORES[name](folder) as store:
+        with ExitStack() as stack:
+            store, server = _opened(name, number, folder, stack)
             plan = Plan(
                 seconds=seconds,
                 workers=rng.choice([2, 3, 4]) if SOAK_S else 3,
@@ -57,11 +67,15 @@ def test_histories_fit_one_order(name: str, tmp_path: Path) -> None:
                 variants=("sound", "sound", "loses connections"),
                 pause_s=rng.choice([0.0, 0.01, 0.05]) if SOAK_S else 0.01,
             )
-            operations, complaints = run_histories(store.url, folder, plan, rng)
+            operations, complaints = run_histories(store.url, folder, plan, rng, server)
         assert complaints == []
         faults = faults_of(operations)
         assert faults == [], f"HOLDFAST_SEED={SEED}, {plan}: {len(faults)} faults, the first: {faults[:3]}"
         print(work_done(operations))
+        done.update(op.kind for op in operations if op.happened == "yes")
+        shown += sum(len(op.seen) for op in operations)
+    assert done.keys() >= COMMON  # else it was not worth much
+    assert min(done.total(), shown) > 100
 
 
 @pytest.mark.parametrize(
