@@ -84,15 +84,19 @@ class HttpFault:
 class HttpProxy:
     """``with HttpProxy(endpoint) as proxy``: use ``proxy.url`` as the endpoint."""
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, *, idle_s: float = 60.0) -> None:
+        """``idle_s``: how long a connection may be idle until it is closed."""
         self.url = ""
         self.actions: Counter[str] = Counter()
         """Requests by action, those that failed included."""
+        self.connections = set[int]()
+        """All that made requests so far, by the client's port."""
         self.metered = False
         """Ask for the capacity that each request consumes, and add it up."""
         self.read_units = 0.0
         self.write_units = 0.0
         self._endpoint: Final = endpoint
+        self._idle_s: Final = idle_s
         self._faults: list[HttpFault] = []
         self._loop: Final = asyncio.new_event_loop()
         self._thread: Final = threading.Thread(target=self._loop.run_forever, name="http-proxy", daemon=True)
@@ -109,6 +113,13 @@ class HttpProxy:
 
     def heal(self) -> None:
         self._faults.clear()
+
+    @property
+    def open_connections(self) -> int:
+        """Of clients, now."""
+        assert self._runner is not None
+        assert self._runner.server is not None
+        return len(self._runner.server.connections)
 
     def __enter__(self) -> HttpProxy:
         self._thread.start()
@@ -130,7 +141,7 @@ class HttpProxy:
         self._client = aiohttp.ClientSession(auto_decompress=False)
         app = web.Application(client_max_size=32 << 20)
         app.router.add_route("*", "/{path:.*}", self._handle)
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1, keepalive_timeout=self._idle_s)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", 0)
         await site.start()
@@ -146,6 +157,8 @@ class HttpProxy:
         body = await request.read()
         action = request.headers.get("X-Amz-Target", "").rpartition(".")[2]
         self.actions[action] += 1
+        assert request.transport is not None
+        self.connections.add(request.transport.get_extra_info("peername")[1])
         fault = next((fault for fault in self._faults if fault.strikes(action, body)), None)
         if fault is None:
             return await self._forward(request, body)
