@@ -1,0 +1,251 @@
+"""Reads: what comes in between them does not get into their answers, and a store that does not answer is given up."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import anyio
+import pytest
+
+from holdfast import Config, Session, Supervisor
+from holdfast.backends.base import LoadRequest, Snapshot, Status
+from holdfast.backends.memory import MemoryBackend, MemoryData
+from holdfast.config import Limits, RetentionConfig, WriterConfig
+from holdfast.errors import EventGap, Unavailable
+from holdfast.model import Event
+from holdfast.testing import FaultKind, FaultyBackend, InjectedCrash, ManualClock
+from holdfast.testing.contract.direct import Direct, blind, creation, new_head
+from holdfast.testing.faults import Operation
+
+pytestmark = pytest.mark.anyio
+
+PATIENCE_S = 5
+
+
+class Overtaken(MemoryBackend):
+    """Calls a hook after each load has read."""
+
+    after_load: Callable[[], Awaitable[None]] | None = None
+
+    async def load(self, requests: Sequence[LoadRequest]) -> list[Snapshot | None]:
+        found = await super().load(requests)
+        if self.after_load is not None:
+            await self.after_load()
+        return found
+
+
+async def test_a_read_overtaken_by_writes_and_a_close_is_answered() -> None:
+    """The last resort of such a read is a turn of its own, which a closed session refuses; the read must not."""
+    data = MemoryData()
+    backend = Overtaken(data)
+    async with Supervisor(backend) as here, Supervisor(MemoryBackend(data)) as there:
+        session = await here.create("s")
+        await session.set("k", 1)
+        other = await there.require("s")
+        loads = 0
+
+        async def overtake() -> None:
+            nonlocal loads
+            loads += 1
+            if loads <= 3:
+                await other.set("k", 1 + loads)
+                await session.append("own")
+            if loads == 3:
+                await session.close()
+
+        backend.after_load = overtake
+        with anyio.fail_after(PATIENCE_S):
+            assert await session.get("k") == 4
+            assert loads > 3
+            assert await session.get("k") == 4
+            assert (await session.info()).status == "closed"
+
+
+async def test_a_row_at_version_minus_one_is_read() -> None:
+    """A copy under way may be at any version; none of them stands for "not known"."""
+    data = MemoryData()
+    backend = FaultyBackend(MemoryBackend(data))
+    clock = ManualClock()
+    copier = Direct(MemoryBackend(data), clock)
+    head = new_head("s", clock.now_us(), version=-3)
+    async with Supervisor(backend, clock=clock) as store:
+        await copier.one(creation(head, sets={"a": (b"1", 1)}))
+        session = await store.require("s")
+        assert await session.state() == {"a": 1}
+        outcome = await copier.one(blind(await copier.head("s"), sets={"b": (b"2", 1)}))
+        assert (outcome.status, outcome.base_version) == (Status.COMMITTED, -2)
+        assert (await session.info()).version == -1  # the head alone: what is known of the state is old now
+        loads = backend.calls["load"]
+        with anyio.fail_after(PATIENCE_S):
+            assert await session.state() == {"a": 1, "b": 2}
+        assert backend.calls["load"] <= loads + 2
+
+
+async def test_metadata_do_not_go_back() -> None:
+    """An own write that is settled late leaves alone what a load has learnt meanwhile."""
+    data, clock = MemoryData(), ManualClock()
+    backend = FaultyBackend(MemoryBackend(data))
+    seen = list[Any]()
+    async with Supervisor(backend, clock=clock) as here, Supervisor(MemoryBackend(data), clock=clock) as there:
+        session = await here.create("s", ttl_s=8)
+        other = await there.require("s")
+        hold = backend.inject(FaultKind.HELD_DONE)
+
+        async def read() -> None:
+            seen.append((await session.info()).metadata)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(session.set_metadata, {"by": "here, first"})
+            await hold.struck()
+            await other.set_metadata({"by": "there, then"})
+            await clock.advance(7)
+            tasks.start_soon(read)  # near the end of the session's life: it waits until its touch is stored
+            await anyio.wait_all_tasks_blocked()
+            assert seen == []
+            hold.release()
+    assert seen == [{"by": "there, then"}]
+
+
+async def test_events_have_both_ends_of_one_moment() -> None:
+    """A full log that moved on between the look at its end and the read of its page was never empty."""
+    data = MemoryData()
+    backend = FaultyBackend(MemoryBackend(data))
+    config = Config(retention=RetentionConfig(max_events=3))
+    async with Supervisor(backend, config) as here, Supervisor(MemoryBackend(data), config) as there:
+        session = await here.create("s")
+        await session.append_many(range(3))
+        other = await there.require("s")
+        hold = backend.inject(FaultKind.HELD, "read_events")
+        answers = list[list[Event]]()
+
+        async def read() -> None:
+            answers.append(await session.events())
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(read)
+            await hold.struck()
+            await other.append_many(range(3, 8))
+            hold.release()
+        assert [event.seq for event in answers[0]] == [6, 7, 8]
+
+
+# A store that does not answer
+
+
+def impatient(**fields: Any) -> Config:
+    return Config(writer=WriterConfig(read_timeout_s=0.02), **fields)
+
+
+@pytest.mark.parametrize("subscribed", [False, True])
+async def test_a_gap_is_not_looked_into_for_ever(subscribed: bool) -> None:
+    """The second read of an `EventGap`, which finds the oldest event there is."""
+    backend = FaultyBackend(MemoryBackend())
+    async with Supervisor(backend, impatient(retention=RetentionConfig(max_events=2))) as store:
+        session = await store.create()
+        first = await session.append(0)
+        await session.append_many(range(5))
+
+        async def read() -> Any:
+            return await (anext(session.subscribe(after=first.id)) if subscribed else session.events(after=first.id))
+
+        hold = backend.inject(FaultKind.HELD, "read_events", skip=1)
+        with anyio.fail_after(PATIENCE_S):
+            with pytest.raises(Unavailable, match=r"within 0\.02 s"):
+                await read()
+            hold.release()
+            with pytest.raises(EventGap) as gap:
+                await read()
+        assert gap.value.first_id == (await session.events())[0].id
+
+
+@pytest.mark.parametrize(
+    ("operation", "call"),
+    [
+        ("list_sessions", lambda store: store.list()),
+        ("count_sessions", lambda store: store.count()),
+        ("count_sessions", lambda store: store.create()),
+        ("describe", lambda store: store.describe()),
+    ],
+    ids=["list", "count", "create", "describe"],
+)
+async def test_a_store_that_does_not_answer_is_unavailable(
+    operation: Operation, call: Callable[[Supervisor], Awaitable[Any]]
+) -> None:
+    backend = FaultyBackend(MemoryBackend())
+    async with Supervisor(backend, impatient(limits=Limits(max_sessions=5))) as store:
+        hold = backend.inject(FaultKind.HELD, operation)
+        with anyio.fail_after(PATIENCE_S):
+            with pytest.raises(Unavailable, match=r"within 0\.02 s"):
+                await call(store)
+            assert hold.hits == 1
+            await call(store)
+
+
+async def event_page(store: Supervisor, session: Session) -> Any:
+    return await session.events()
+
+
+async def last_events(store: Supervisor, session: Session) -> Any:
+    return await session.last_events(1)
+
+
+async def next_event(store: Supervisor, session: Session) -> Any:
+    return await anext(session.subscribe())
+
+
+async def count(store: Supervisor, session: Session) -> Any:
+    return await store.count()
+
+
+READS: list[tuple[Operation, Callable[[Supervisor, Session], Awaitable[Any]]]] = [
+    ("read_events", event_page),
+    ("read_events", last_events),
+    ("read_events", next_event),
+    ("count_sessions", count),
+]
+
+
+@pytest.mark.parametrize(("operation", "read"), READS, ids=[read.__name__ for _, read in READS])
+async def test_failed_reads_open_the_breaker(
+    operation: Operation, read: Callable[[Supervisor, Session], Awaitable[Any]], clock: ManualClock
+) -> None:
+    """Of reads alone; it closes with the first that succeeds."""
+    backend = FaultyBackend(MemoryBackend())
+    async with Supervisor(backend, clock=clock) as store:
+        session = await store.create()
+        await session.append("x")
+        fault = backend.inject(FaultKind.UNAVAILABLE, operation, times=None)
+        for _ in range(5):
+            assert store.statistics().read_breaker == "closed"
+            with pytest.raises(Unavailable):
+                await read(store, session)
+        assert store.statistics().read_breaker == "open"
+        assert store.statistics().read_breaker_opened == 1
+        calls = backend.calls[operation]
+        with pytest.raises(Unavailable, match="left alone"):
+            await read(store, session)
+        assert backend.calls[operation] == calls
+        await session.append("writes go on")
+        fault.release()
+        await clock.advance(1)
+        await read(store, session)
+        assert store.statistics().read_breaker == "closed"
+
+
+@pytest.mark.parametrize(("operation", "read"), READS, ids=[read.__name__ for _, read in READS])
+async def test_a_bug_of_the_backend_is_unavailable(
+    operation: Operation, read: Callable[[Supervisor, Session], Awaitable[Any]]
+) -> None:
+    """What gets out of a read is one of our errors, with the bug as its cause; it counts as a failure."""
+    backend = FaultyBackend(MemoryBackend())
+    async with Supervisor(backend) as store:
+        session = await store.create()
+        await session.append("x")
+        backend.inject(FaultKind.CRASH, operation)
+        with pytest.raises(Unavailable) as raised:
+            await read(store, session)
+        assert isinstance(raised.value.__cause__, InjectedCrash)
+        assert store._engine.read_breaker.failures == 1
+        await read(store, session)
+        assert store._engine.read_breaker.failures == 0
