@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import threading
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, Generic, TypeVar, TypeVarTuple
@@ -110,6 +111,13 @@ async def _cancel_remaining() -> None:
     await asyncio.gather(*remaining, return_exceptions=True)
 
 
+def _drivers_context() -> contextvars.Context:
+    """The caller's, but for what says there that this is trio."""
+    context = contextvars.copy_context()
+    context.run(sniffio.current_async_library_cvar.set, None)
+    return context
+
+
 class _Call(Generic[T]):
     """One call on its way: made in trio's thread, run in the loop's, ended in trio's."""
 
@@ -126,7 +134,7 @@ class _Call(Generic[T]):
         import trio
 
         try:
-            loop.call_soon_threadsafe(self._start)
+            loop.call_soon_threadsafe(self._start, context=_drivers_context())
         except RuntimeError as exc:
             raise StoreClosed("the store is closed") from exc
         if head_start is not None:

@@ -40,6 +40,16 @@ async def test_runs_on_an_asyncio_loop(bridge: Bridge) -> None:
     assert (thread is threading.current_thread()) is not on_trio()
 
 
+async def test_drivers_see_asyncio(bridge: Bridge) -> None:
+    """Also those that ask which loop runs, as anyio does."""
+
+    async def ask() -> str:
+        await anyio.sleep(0)
+        return sniffio.current_async_library()
+
+    assert await bridge.call(ask) == "asyncio"
+
+
 async def test_arguments_and_results(bridge: Bridge) -> None:
     async def join(*parts: str) -> str:
         await asyncio.sleep(0)
