@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import random
 import subprocess
 import sys
@@ -41,7 +42,8 @@ class Plan:
     sessions: int = 3
     """In turn: one that stays, one that is closed in the end, one deleted, one closed and deleted."""
     max_events: int | None = None
-    kill_every_s: float = 1.0
+    kill_every_s: float | None = 1.0
+    """On average; None: nobody is killed."""
     variants: Sequence[str] = ("sound",)
     pause_s: float = 0.01
     finish_s: float = 0.5
@@ -109,7 +111,7 @@ class _Workers:
         """Let the sessions end, and mostly one worker in the midst of it."""
         self.wait_until_they_work()
         self._finish.touch()
-        if len(self._running) > 1 and self._rng.random() < 0.7:
+        if self._plan.kill_every_s is not None and len(self._running) > 1 and self._rng.random() < 0.7:
             time.sleep(self._rng.random() * 0.2)
             self.kill_one()
 
@@ -156,7 +158,7 @@ def run_histories(
             workers.start()
         workers.wait_until_they_work()
         end_s = time.monotonic() + plan.seconds
-        while time.monotonic() + (pause_s := plan.kill_every_s * rng.uniform(0.5, 1.5)) < end_s:
+        while time.monotonic() + (pause_s := (plan.kill_every_s or math.inf) * rng.uniform(0.5, 1.5)) < end_s:
             time.sleep(pause_s)
             if server is not None and (not server_kills or rng.random() < 0.5):
                 workers.wait_until_they_work()

@@ -87,6 +87,7 @@ def test_histories_fit_one_order(name: str, tmp_path: Path) -> None:
         ("reads stale", "shows this"),
         ("numbers outside the lock", "not there then, or lost"),
         ("tears units", "shows this"),
+        ("keeps everything", "shows this"),
     ],
 )
 def test_broken_stores_are_caught(variant: str, complaint: str, tmp_path: Path) -> None:
@@ -97,8 +98,8 @@ def test_broken_stores_are_caught(variant: str, complaint: str, tmp_path: Path) 
         folder.mkdir()
         with STORES["sqlite"](folder) as store:
             plan = Plan(
-                seconds=0.7, workers=2, sessions=1, variants=(variant, "sound"), kill_every_s=1e9, finish_s=0.0,
-                catch_up_s=0.3, end_s=10,
+                seconds=0.7, workers=2, sessions=1, variants=(variant, "sound"), kill_every_s=None, finish_s=0.0,
+                catch_up_s=0.3, end_s=10, max_events=FEW_EVENTS if variant == "keeps everything" else None,
             )  # fmt: skip
             operations, _ = run_histories(store.url, folder, plan, rng)
         if any(complaint in fault for fault in faults_of(operations)):

@@ -15,23 +15,19 @@ __all__ = ["VARIANTS"]
 
 
 class ReadsStale(FaultyBackend):
-    """Answers a load with what it gave the last time, now and then: a replica that lags, unmentioned."""
+    """Looks at the store every fourth time, and else gives what it found there: a replica that lags, unmentioned."""
 
     def __init__(self, inner: Backend) -> None:
         super().__init__(inner)
-        self._last: dict[str, Snapshot] = {}
+        self._found: dict[str, Snapshot | None] = {}
 
     async def load(self, requests: Sequence[LoadRequest]) -> list[Snapshot | None]:
         self.calls["load"] += 1
-        stale = [self._last.get(request.id) for request in requests]
-        fresh = await self.inner.load([LoadRequest(request.id) for request in requests])
-        for request, snapshot in zip(requests, fresh, strict=True):
-            if snapshot is not None:
-                self._last[request.id] = snapshot
-        return [
-            old if old is not None and self.calls["load"] % 3 == 0 else new
-            for old, new in zip(stale, fresh, strict=True)
-        ]
+        asked = [LoadRequest(request.id) for request in requests]
+        if self.calls["load"] % 4 == 0 or not self._found.keys() >= {request.id for request in asked}:
+            found = await self.inner.load(asked)
+            self._found.update((request.id, snapshot) for request, snapshot in zip(asked, found, strict=True))
+        return [self._found[request.id] for request in asked]
 
 
 class NumbersOutsideTheLock(FaultyBackend):
@@ -55,6 +51,13 @@ class ForgetsFences(FaultyBackend):
     async def commit(self, batch: Batch) -> list[Outcome]:
         writes = [msgspec.structs.replace(write, fenced=False) for write in batch.writes]
         return await self.inner.commit(msgspec.structs.replace(batch, writes=writes))
+
+
+class KeepsEverything(FaultyBackend):
+    """Drops no event when there are too many."""
+
+    async def commit(self, batch: Batch) -> list[Outcome]:
+        return await self.inner.commit(msgspec.structs.replace(batch, max_events=None))
 
 
 class TearsUnits(FaultyBackend):
@@ -92,4 +95,5 @@ VARIANTS: dict[str, Callable[[Backend], FaultyBackend]] = {
     "reads stale": ReadsStale,
     "numbers outside the lock": NumbersOutsideTheLock,
     "tears units": TearsUnits,
+    "keeps everything": KeepsEverything,
 }
