@@ -133,15 +133,18 @@ class SessionActor(Row):
 
     def _take_many(self, max_units: int, max_bytes: int) -> tuple[SessionWrite, Durability, int] | None:
         write = self._new_write()
-        queue, taken, max_items = self.mailbox.queue, self._taken, self._context.max_unit_items
+        queue, taken, context = self.mailbox.queue, self._taken, self._context
+        max_items, max_keys = context.max_unit_items, context.max_unit_keys
         self._lone = False
-        size = items = seen = 0
+        size = items = keys = seen = 0
         turn: Turn | None = None
         try:
             for unit in queue:
                 if len(taken) == max_units or write.close or write.delete:
                     break
-                if taken and (size + unit.size > max_bytes or items + unit.items > max_items):
+                if taken and (
+                    size + unit.size > max_bytes or items + unit.items > max_items or keys + unit.keys > max_keys
+                ):
                     break
                 if not self.exact and (unit.compute is not None or unit.doubted):
                     break
@@ -152,12 +155,13 @@ class SessionActor(Row):
                     append_events(write, unit.events or ())
                     taken.append(unit)
                 else:
-                    turn = turn or Turn(write, self.state, self.state_bytes, self._context.config.limits)
+                    turn = turn or Turn(write, self.state, self.state_bytes, context.config.limits)
                     if not self._merged(turn, unit):
                         break
                 seen += 1
                 size += unit.size
                 items += unit.items
+                keys += unit.keys
                 if unit.compute is not None and unit.sets:
                     size += sum(map(len, unit.sets.values()))
         finally:

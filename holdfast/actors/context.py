@@ -35,6 +35,8 @@ class ActorContext(Protocol):
     """Nobody else writes to the store."""
     max_unit_items: int
     """Keys and events in one `SessionWrite`, unless one unit alone has more."""
+    max_unit_keys: int
+    """Of them, keys."""
 
     def schedule(self, actor: SessionActor, /) -> None:
         """Queue the actor with its writer lane for a turn."""

@@ -87,6 +87,7 @@ class Engine:
             new_ack=self.new_ack,
             exclusive=self.exclusive,
             max_unit_items=backend.capabilities.max_unit_items,
+            max_unit_keys=backend.capabilities.max_unit_keys,
         )
         self.log = EventLog(
             backend,

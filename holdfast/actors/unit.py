@@ -58,6 +58,11 @@ class Unit(msgspec.Struct, kw_only=True, gc=False):
     dropped_events: int = 0
     """How many events ``floor_seq`` removed."""
 
+    @property
+    def keys(self) -> int:
+        """Of ``items``, those that are no events."""
+        return self.items if self.events is None else self.items - len(self.events)
+
 
 Compute = Callable[["StateView", Unit], None]
 

@@ -62,6 +62,8 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     """Keys, values and events of one `SessionWrite`."""
     max_unit_items: int | None = None
     """Keys set or removed, and events, of one `SessionWrite`."""
+    max_unit_keys: int | None = None
+    """Keys set or removed, of one `SessionWrite`: for stores that pack events together, but not keys."""
 
 
 class Head(msgspec.Struct, frozen=True, kw_only=True, gc=False):

@@ -41,6 +41,7 @@ class Checks:
         self._max_event_bytes = min(limits.max_event_bytes, capabilities.max_event_bytes or limits.max_event_bytes)
         self._max_unit_bytes = min(limits.max_unit_bytes, capabilities.max_unit_bytes or limits.max_unit_bytes)
         self._max_unit_items = capabilities.max_unit_items
+        self._max_unit_keys = capabilities.max_unit_keys
         self._good_names: set[str] = {""}
 
     def key(self, key: object) -> str:
@@ -95,6 +96,8 @@ class Checks:
             raise LimitExceeded("the unit", limit=self._max_unit_bytes, actual=size)
         if self._max_unit_items is not None and items > self._max_unit_items:
             raise LimitExceeded("the unit", limit=self._max_unit_items, actual=items, unit="keys and events")
+        if self._max_unit_keys is not None and items - events > self._max_unit_keys:
+            raise LimitExceeded("the unit", limit=self._max_unit_keys, actual=items - events, unit="keys")
         if events > self.limits.max_unit_events:
             raise LimitExceeded("the unit", limit=self.limits.max_unit_events, actual=events, unit="events")
 

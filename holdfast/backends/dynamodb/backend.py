@@ -88,6 +88,7 @@ class DynamoDBBackend:
             max_value_bytes=limits.MAX_VALUE_BYTES,
             max_event_bytes=limits.MAX_EVENT_BYTES,
             max_unit_bytes=limits.MAX_UNIT_BYTES,
+            max_unit_keys=limits.MAX_UNIT_KEYS,
         )
 
     async def close(self) -> None:
