@@ -3,7 +3,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-PYTEST_ARGS ?=
+PYTEST_ARGS ?= -n 3 --dist loadscope
 SOAK_CYCLES ?= 1000
 SOAK_SECONDS ?= 600
 BENCH_ARGS ?=

@@ -47,7 +47,9 @@ class Worker:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self.passes = self.done = self.failures = 0
+        self.passes = 0
+        self.done = 0
+        self.failures: int = 0
 
     async def run(self) -> None:
         """Work until cancelled."""

@@ -15,7 +15,7 @@ import sniffio
 
 __all__ = ["Leaks", "assert_no_leaks", "live_threads"]
 
-_CACHED_THREADS = ("AnyIO worker thread", "Trio thread", "asyncio_")
+_CACHED_THREADS = ("AnyIO worker thread", "Trio thread", "asyncio_", "uvloop_")
 """Name prefixes of worker threads that an event loop keeps for later, whoever needed them first."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sqlite3
 import subprocess
 import sys
@@ -363,5 +364,5 @@ def test_private_names_of_the_driver() -> None:
     import aiosqlite
 
     assert version("aiosqlite").startswith("0.22.")
-    assert callable(aiosqlite.Connection._execute)
+    assert "self._tx.put_nowait((future, function))" in inspect.getsource(aiosqlite.Connection._execute)
     assert isinstance(aiosqlite.Connection._conn, property)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 import aiosqlite
 
@@ -81,7 +81,8 @@ class Connection(aiosqlite.Connection):
 
     def _submit(self, function: Callable[[sqlite3.Connection], T]) -> asyncio.Future[T]:
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._tx.put_nowait((future, partial(function, self._conn)))
+        put = cast("Callable[[Any], None]", self._tx.put_nowait)  # pyright: ignore[reportUnknownMemberType]
+        put((future, partial(function, self._conn)))
         return future
 
 

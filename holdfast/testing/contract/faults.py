@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import anyio
@@ -28,6 +28,13 @@ from holdfast.testing.faults import FaultKind, Operation, touches
 __all__ = ["FaultContract"]
 
 PATIENCE_S = 30
+
+_READS: dict[str, tuple[Operation, Callable[[Supervisor, Session], Awaitable[object]]]] = {
+    "list": ("list_sessions", lambda store, _: store.list(deadline_s=0.05)),
+    "count": ("count_sessions", lambda store, _: store.count(deadline_s=0.05)),
+    "events": ("read_events", lambda _, session: session.events(deadline_s=0.05)),
+    "last_events": ("read_events", lambda _, session: session.last_events(1, deadline_s=0.05)),
+}
 
 
 async def data(session: Session) -> list[Any]:
@@ -161,27 +168,14 @@ class FaultContract(StoreBase):
                 await session.append("next")
             assert await data(session) == ["begun", "next"]
 
-    @pytest.mark.parametrize(
-        ("operation", "call"),
-        [
-            ("list_sessions", lambda store, _: store.list(deadline_s=0.05)),
-            ("count_sessions", lambda store, _: store.count(deadline_s=0.05)),
-            ("read_events", lambda _, session: session.events(deadline_s=0.05)),
-            ("read_events", lambda _, session: session.last_events(1, deadline_s=0.05)),
-        ],
-    )
-    async def test_deadline_of_a_read(
-        self,
-        open_faulty: OpenFaulty,
-        clock: ManualClock,
-        operation: Operation,
-        call: Callable[[Supervisor, Session], Any],
-    ) -> None:
+    @pytest.mark.parametrize("name", _READS)
+    async def test_deadline_of_a_read(self, open_faulty: OpenFaulty, clock: ManualClock, name: str) -> None:
         """C44: a read with a deadline ends by it, whatever the store does."""
         store, backend = open_faulty()
         async with store:
             session = await store.create("s", ttl_s=None)
             await session.append("x")
+            operation, call = _READS[name]
             fault = backend.inject(FaultKind.HELD, operation)
             with anyio.fail_after(PATIENCE_S):
                 async with clock.flowing(0.01):
