@@ -24,6 +24,11 @@ BIG = "x" * 5_000
 
 
 @pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
 def make() -> Callable[[], DynamoDBBackend]:
     config = config_for(fast_endpoint())
     return lambda: DynamoDBBackend(config)

@@ -6,6 +6,7 @@ An HTTP proxy injects each fault before a real server; CONFORMANCE 43, 44, P5.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator
+from importlib.util import find_spec
 from typing import Any
 
 import anyio
@@ -30,6 +31,17 @@ PASSING = [
 ]  # fmt: skip
 UNANSWERED = [Failing.ERROR_AFTER, Failing.RESET_AFTER, Failing.SILENT_AFTER]
 """Done, and nobody was told."""
+
+
+NO_UVLOOP = pytest.mark.skipif(find_spec("uvloop") is None, reason="uvloop is not installed")
+UVLOOP = pytest.param(("asyncio", {"use_uvloop": True}), id="asyncio+uvloop", marks=NO_UVLOOP)
+on_every_loop = pytest.mark.parametrize("anyio_backend", ["asyncio", UVLOOP, "trio"])
+"""For tests of how connections break, which each loop tells in its own way; the others are about what is sent."""
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
 
 
 @pytest.fixture
@@ -70,6 +82,7 @@ BIG = "x" * 5_000
 """An event that goes into an item of its own, hence a transaction."""
 
 
+@on_every_loop
 @pytest.mark.parametrize("failing", PASSING)
 @pytest.mark.parametrize("text", ["small", BIG], ids=["put", "transaction"])
 async def test_a_passing_fault_goes_unnoticed(direct: Direct, proxy: HttpProxy, failing: Failing, text: str) -> None:
@@ -109,7 +122,7 @@ async def test_what_was_done_unnoticed_is_resolved(
         "clear": blind(head, cleared=True, sets={"l": (b"2", 1)}),
     }
     proxy.inject(failing, "TransactWriteItems" if kind == "large append" else "PutItem", times=1)
-    proxy.inject(Failing.THROTTLED, times=None)
+    proxy.inject(Failing.EXPIRED, times=None)
     with pytest.raises(OutcomeUnknown):
         await direct.one(writes[kind])
     with pytest.raises(StoreError):
@@ -179,6 +192,7 @@ async def test_nothing_done_is_said_to_be_nothing(direct: Direct, proxy: HttpPro
         await direct.commit(*(blind(head, events=[new_event()]) for head in heads))
 
 
+@on_every_loop
 async def test_a_cancelled_commit_can_be_resolved(backend: DynamoDBBackend, direct: Direct, proxy: HttpProxy) -> None:
     """C49: as the engine does when a commit takes too long."""
     head = await direct.create("s")
@@ -285,6 +299,7 @@ async def test_half_done_deletes_are_done_to_the_end(
     assert await backend._bridge.call(left) == 1  # the head, a tombstone
 
 
+@on_every_loop
 async def test_the_engine_over_a_bad_connection(make: Callable[[], DynamoDBBackend], proxy: HttpProxy) -> None:
     """Every seventh request fails in some way, done or not: every append is there once, in order."""
     async with Supervisor(make(), holdfast.Config(durability=Durability.PROCESS)) as store:

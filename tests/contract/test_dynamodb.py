@@ -41,21 +41,10 @@ def permitted() -> set[str]:
     return {action.removeprefix("dynamodb:") for action in statement["Action"]} | {"TransactWriteItems"} | CREATES
 
 
-class PatientClock(ManualClock):
-    """A wait of less than its resolution is one of it; else a poll that waits for so little stops the time."""
-
-    async def sleep(self, seconds: float) -> None:
-        await super().sleep(max(seconds, 1e-6) if seconds > 0 else 0)
-
-
 class Binding:
     """What is DynamoDB's own, whichever server and loop."""
 
     endpoint: ClassVar[Any] = staticmethod(fast_endpoint)
-
-    @pytest.fixture
-    def clock(self) -> ManualClock:
-        return PatientClock()
 
     @pytest.fixture
     def make_backend(self) -> MakeBackend:
