@@ -388,7 +388,9 @@ class SessionActor(Row):
 
     def reject(self, error: Exception) -> None:
         """The store refuses the write for good: find out which of its units is to blame."""
-        if len(self._taken) > 1:
+        if self.ended:
+            self._fail_taken(SessionNotFound(self.id))
+        elif len(self._taken) > 1:
             self._cautious = max(self._cautious, len(self._taken))
             self._untake()
         else:

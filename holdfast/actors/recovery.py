@@ -60,7 +60,9 @@ class Recovery:
         """False: the store could not be read, and those who waited for it have been told."""
         try:
             await self._context.load(self._actor)
-        except HoldfastError as exc:
+        except Exception as exc:  # a bug of the backend's, too: the other actors' tasks must live
+            if not isinstance(exc, HoldfastError):
+                _log.error("actor.reload_crashed", session_id=self._actor.id, exc_info=exc)
             self._actor.fail_waiting(Unavailable(f"the session's state could not be read: {exc}"))
             return False
         return True

@@ -242,7 +242,10 @@ class Session:
         If the block raises, nothing is written. Afterwards ``unit.events`` holds the appended events.
         """
         work = UnitOfWork(self._checks, self._engine.clock)
-        yield work
+        try:
+            yield work
+        finally:
+            work.seal()
         if work.is_empty:
             return
         level = self._level(durability)

@@ -205,10 +205,9 @@ class Supervisor:
     async def _drain(self, engine: Engine) -> None:
         engine.registry.store_touches()
         with anyio.move_on_after(self.config.drain_timeout_s, shield=True):
-            for _ in range(2):
-                while not engine.idle:  # polled, so that the hot path need not report
-                    await anyio.sleep(0.001)
-                engine.registry.store_touches()  # noted while a write of the session was under way
+            await _until_idle(engine)
+            engine.registry.store_touches()  # noted while a write of the session was under way
+            await _until_idle(engine)
             try:
                 await self._backend.forget_markers(engine.writer.name, 0)
             except HoldfastError as exc:  # the janitor of another run will
@@ -434,6 +433,12 @@ class Supervisor:
             read_breaker_opened=engine.read_breaker.opened,
             workers={worker.name: worker.statistics() for worker in self._open_parts.workers},
         )
+
+
+async def _until_idle(engine: Engine) -> None:
+    """Polled, so that the hot path need not report."""
+    while not engine.idle:
+        await anyio.sleep(0.001)
 
 
 def _unflushed(engine: Engine, lost_before: int) -> DrainReport:

@@ -95,6 +95,10 @@ class UnitOfWork:
     def _items(self) -> int:
         return len(self._sets) + len(self._removes) + len(self._events)
 
+    def seal(self) -> None:
+        """The block has ended: nothing can be added any more."""
+        self._sealed = True
+
     @property
     def is_empty(self) -> bool:
         return not (
@@ -102,8 +106,7 @@ class UnitOfWork:
         )
 
     def build(self, durability: Durability, ack: Ack | None) -> Unit:
-        """The unit for the mailbox. Nothing can be added afterwards."""
-        self._sealed = True
+        """The unit for the mailbox."""
         self._checks.unit(self._size, len(self._events), self._items)
         if self._cleared and self._removes:
             self._removes.clear()

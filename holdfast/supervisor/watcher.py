@@ -55,7 +55,7 @@ class Watcher(Worker):
             changed, self._changed = self._changed, set()
             if not await self._refresh(changed):  # the hint will not come again
                 await self.engine.clock.sleep(self.engine.config.writer.breaker_cooldown_s)
-                self._changed |= changed
+                self._changed |= changed & self.engine.registry.subscribed
                 self._hint.set()
 
     def _on_hint(self, changed: Collection[int] | None) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from holdfast.backends.memory import MemoryBackend, MemoryData
 from holdfast.testing.contract import BackendContract, MakeBackend, StoreContract
+from tests.contract.loops import only
 
 
 class TestMemory(BackendContract, StoreContract):
@@ -17,6 +18,8 @@ class TestMemory(BackendContract, StoreContract):
 
 class TestMemoryAlone(BackendContract, StoreContract):
     """Nobody else can write: reads come from the actors."""
+
+    anyio_backend = only("asyncio", "trio")
 
     @pytest.fixture
     def make_backend(self) -> MakeBackend:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import pytest
 
 from holdfast.backends.postgres import PostgresBackend, PostgresConfig
 from holdfast.testing.contract import BackendContract, MakeBackend, StoreContract
 from holdfast.testing.contract.stores import StoreBase
+from tests.contract.loops import UVLOOP, only
 from tests.servers.postgres import new_schema, shared_url
 
 
@@ -24,34 +25,24 @@ class _Binding(StoreBase):
         return lambda: PostgresBackend(PostgresConfig(dsn=url, schema=schema))
 
 
-def _only(*loops: Any) -> Any:
-    """``anyio_backend`` for some event loops."""
-
-    @pytest.fixture(params=[pytest.param(loop, id=str(loop[0]) if isinstance(loop, tuple) else loop) for loop in loops])
-    def anyio_backend(self: object, request: pytest.FixtureRequest) -> Any:
-        return request.param
-
-    return anyio_backend
-
-
 class TestPostgres(_Binding, BackendContract, StoreContract):
     mass_expiry_sessions: ClassVar[int] = int(os.environ.get("HOLDFAST_SOAK_SESSIONS", "3000"))
-    anyio_backend = _only("asyncio", "trio")
+    anyio_backend = only("asyncio", "trio")
 
 
 class TestPostgresOnUvloop(_Binding, BackendContract):
     """What touches the driver."""
 
-    anyio_backend = _only(("asyncio", {"use_uvloop": True}))
+    anyio_backend = only(UVLOOP)
 
 
 class TestPostgres15(_Binding, BackendContract):
     version = 15
-    anyio_backend = _only("asyncio")
+    anyio_backend = only("asyncio")
 
 
 class TestPgBouncer(_Binding, BackendContract):
     """In transaction mode: no statement is kept, and there are no hints."""
 
     pooled = True
-    anyio_backend = _only("asyncio")
+    anyio_backend = only("asyncio")

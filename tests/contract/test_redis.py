@@ -6,10 +6,13 @@ import pytest
 
 from holdfast.backends.urls import create_backend
 from holdfast.testing.contract import BackendContract, MakeBackend, StoreContract
+from tests.contract.loops import UVLOOP, only
 from tests.servers.valkey import new_prefix, shared_url
 
 
 class TestValkey(BackendContract, StoreContract):
+    anyio_backend = only("asyncio", "trio")
+
     @pytest.fixture
     def make_backend(self) -> MakeBackend:
         url = shared_url("valkey", prefix=new_prefix())
@@ -19,12 +22,7 @@ class TestValkey(BackendContract, StoreContract):
 class TestValkeyCluster(BackendContract, StoreContract):
     """Cluster mode: each session in a slot of its own, nothing atomic but one session's script."""
 
-    @pytest.fixture(scope="class", params=["asyncio", "trio"])
-    @classmethod
-    def anyio_backend(cls, request: pytest.FixtureRequest) -> str:
-        """Two loops will do: what differs from one server knows nothing of loops."""
-        name: str = request.param
-        return name
+    anyio_backend = only("asyncio")
 
     @pytest.fixture
     def make_backend(self) -> MakeBackend:
@@ -34,6 +32,8 @@ class TestValkeyCluster(BackendContract, StoreContract):
 
 class TestRedis(BackendContract):
     """Redis 7.0, the oldest that is supported, where it is installed."""
+
+    anyio_backend = only("asyncio", UVLOOP)
 
     @pytest.fixture
     def make_backend(self) -> MakeBackend:

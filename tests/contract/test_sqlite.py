@@ -10,6 +10,7 @@ import pytest
 
 from holdfast.backends.sqlite import SQLiteBackend, SQLiteConfig
 from holdfast.testing.contract import BackendContract, MakeBackend, StoreContract
+from tests.contract.loops import only
 
 
 class TestSQLite(BackendContract, StoreContract):
@@ -22,6 +23,8 @@ class TestSQLite(BackendContract, StoreContract):
 
 class TestSQLiteExclusive(BackendContract, StoreContract):
     """The file is locked: reads come from the actors."""
+
+    anyio_backend = only("asyncio", "trio")
 
     @pytest.fixture
     def make_backend(self, tmp_path: Path) -> MakeBackend:

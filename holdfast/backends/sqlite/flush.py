@@ -43,7 +43,7 @@ _TRIGGERS: Final = {
             last_seq = new.new_seq, first_seq = new.new_first_seq
         WHERE incarnation = new.incarnation AND id = new.id
             AND version = new.version AND first_seq = new.first_seq AND status = 'active'
-            AND (new.seq IS NULL OR last_seq = new.seq - 1)
+            AND last_seq = ifnull(new.seq - 1, new.new_seq)
             AND ifnull(active_us + ttl_us > new.accepted_us, 1) AND ifnull(deadline_us > new.accepted_us, 1);
         SELECT RAISE(ROLLBACK, 'hint') WHERE changes() = 0;
     """  # noqa: S608
