@@ -170,6 +170,19 @@ async def test_prefixes_keep_stores_apart(make_backend: MakeBackend, clock: Manu
     assert not await second.exists("s")
 
 
+async def test_prefixes_in_a_new_schema_start_at_once(make_backend: MakeBackend, schema: str) -> None:
+    """C52: the schema is created by one of them, whichever tables it is for."""
+    async with anyio.create_task_group() as tasks:
+        for number in range(6):
+            tasks.start_soon(lambda number=number: make_backend(table_prefix=f"p{number}_"))
+    rows = await sql(
+        shared_url(),
+        "SELECT count(*) FROM pg_class WHERE relname LIKE 'p%schema_version'"
+        f" AND relnamespace = '{schema}'::regnamespace",
+    )
+    assert rows[0][0] == 6
+
+
 async def test_older_schema_is_migrated_and_newer_refused(
     make_backend: MakeBackend, clock: ManualClock, schema: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -224,6 +237,13 @@ async def test_role_that_may_not_create(make_backend: MakeBackend, clock: Manual
         await backend.describe()
 
 
+def test_role_is_named_as_it_is() -> None:
+    grants = [line for line in schema_sql("mine", "p_", role='svc@corp"x').splitlines() if line.startswith("GRANT")]
+    assert all(line.endswith('TO "svc@corp""x";') for line in grants)
+    assert 'GRANT SELECT ON "mine"."p_schema_version" TO "svc@corp""x";' in grants
+    assert len(grants) == 2 + len(schema_module.TABLES)
+
+
 # --- errors ------------------------------------------------------------------------
 
 
@@ -263,6 +283,15 @@ def test_errors_of_the_server(state: str, kind: type[HoldfastError], sent: type[
     assert type(translated) is sent
     assert state in str(translated)
     assert "detail" not in str(translated)
+
+
+@pytest.mark.parametrize("word", ["FATAL", "SCHWERWIEGEND", "致命错误"])
+def test_lost_commits_are_known_in_every_language(word: str) -> None:
+    """``lc_messages`` translates the severity, but not its other copy."""
+    error = asyncpg.PostgresError.new({"C": "57P01", "M": "said", "S": word, "V": "FATAL"})
+    assert type(translate(error, sent=True)) is OutcomeUnknown
+    of_pooler = asyncpg.PostgresError.new({"C": "57P01", "M": "said", "S": "FATAL"})
+    assert type(translate(of_pooler, sent=True)) is OutcomeUnknown
 
 
 @pytest.mark.parametrize(

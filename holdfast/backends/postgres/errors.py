@@ -74,7 +74,8 @@ def _translate_reply(exc: Any, *, sent: bool) -> StoreError:
     kind, meaning = _TABLE.get(state) or _TABLE.get(state[:2]) or (Unavailable, "the database failed")
     if is_taken_id(exc):
         return Unavailable("other instances create a session of this id over and over")
-    if sent and (state[:2] == "08" or exc.severity in ("FATAL", "PANIC")):
+    severity = exc.severity_en or exc.severity  # the latter is translated by the server; poolers send no other
+    if sent and (state[:2] == "08" or severity in ("FATAL", "PANIC")):
         kind = OutcomeUnknown
     return kind(f"{meaning} ({state}: {exc.args[0] if exc.args else ''})")
 

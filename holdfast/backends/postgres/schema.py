@@ -104,9 +104,10 @@ def schema_sql(schema: str = "holdfast", table_prefix: str = "", *, role: str | 
     if role is not None:
         quoted = '"' + role.replace('"', '""') + '"'
         statements.append(f'GRANT USAGE ON SCHEMA "{schema}" TO {quoted}')
-        statements.append(names.sql(f"GRANT SELECT ON @schema_version TO {quoted}"))
+        # The role's name comes after the tables', as it may hold an @ itself.
+        statements.append(names.sql("GRANT SELECT ON @schema_version TO ") + quoted)
         statements += [
-            names.sql(f"GRANT SELECT, INSERT, UPDATE, DELETE ON @{table} TO {quoted}") for table in TABLES[1:]
+            names.sql(f"GRANT SELECT, INSERT, UPDATE, DELETE ON @{table} TO ") + quoted for table in TABLES[1:]
         ]
         statements.append(f'GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA "{schema}" TO {quoted}')
     return "".join(f"{statement};\n" for statement in ["BEGIN", *statements, "COMMIT"])
@@ -129,7 +130,8 @@ async def prepare(
             supported=len(steps),
         )
     async with connection.transaction(isolation="read_committed"):
-        await connection.execute("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", names.channel)
+        # Of the schema alone: stores with other prefixes may be about to create it, too.
+        await connection.execute("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", f"holdfast {names.schema}")
         found = await _found(connection, names, steps)
         if found < len(steps):
             schema_exists = await connection.fetchval(
