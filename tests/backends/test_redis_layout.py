@@ -241,6 +241,19 @@ async def test_looked_at_once_a_ttl(direct: Direct, backend: RedisBackend, keys:
     assert await ask(backend, b"ZSCORE", keys.expiring(shard), member) == b"%d" % (clock.now_us() + 8 * SECOND)
 
 
+async def test_a_second_create_of_a_session_leaves_its_entries(direct: Direct, clock: ManualClock) -> None:
+    """The same incarnation, as a copy made twice: it exists, and stays listed, and expires."""
+    head = new_head("s", clock.now_us(), owner="o", ttl_us=HOUR)
+    assert (await direct.one(creation(head))).status is Status.COMMITTED
+    for again in (head, new_head("s", clock.now_us(), owner="o")):
+        assert (await direct.one(creation(again))).status is Status.EXISTS
+    assert await direct.listed() == await direct.listed(owner="o") == ["s"]
+    page = await direct.backend.list_sessions(SessionFilter(clock.now_us()), -1, 10)
+    assert [found.incarnation for found in page.heads] == [head.incarnation]
+    await clock.advance(7_200)
+    assert [gone.id for gone in await direct.backend.expire(clock.now_us(), 10)] == ["s"]
+
+
 async def test_markers_of_sessions_do_not_stay(backend: RedisBackend, direct: Direct, keys: Keys) -> None:
     """In a cluster there is one beside each session: the server removes it."""
     await direct.create("s")

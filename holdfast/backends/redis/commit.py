@@ -184,20 +184,31 @@ class Committer:
     async def _clean_up(self, prepared: _Prepared, outcomes: Sequence[Outcome]) -> None:
         """Take the entries out of sessions that are gone, or were not created. What fails here is found as stale."""
         deleted: list[SessionWrite] = []
-        gone: list[Entry] = []
+        refused: list[Entry] = []
         for write, outcome in zip(prepared.batch.writes, outcomes, strict=True):
             if write.delete and outcome.status is Status.COMMITTED:
                 deleted.append(write)
             elif write.create is not None and outcome.status is not Status.COMMITTED:
-                gone.append(Entry.of(write.incarnation, write.create.owner, write.id))
-        if not (deleted or gone):
+                refused.append(Entry.of(write.incarnation, write.create.owner, write.id))
+        if not (deleted or refused):
             return
         try:
+            gone = await self._not_living(refused)
             gone += await self._index.find(self._link, [(write.incarnation, write.id) for write in deleted])
             if gone:
                 checked(await run(self._link, self._index.remove(gone)))
         except HoldfastError as exc:
             _log.debug("redis.entries_left", error=str(exc))
+
+    async def _not_living(self, entries: Sequence[Entry]) -> list[Entry]:
+        """Without those whose session is there: a create that was sent twice meets itself, and the entry is its own."""
+        heads = [self._keys.head(entry.id) for entry in entries]
+        found = checked(await run(self._link, [Command(head, (b"GETRANGE", head, 0, 7)) for head in heads]))
+        return [
+            entry
+            for entry, incarnation in zip(entries, found, strict=True)
+            if incarnation != incarnation_bytes(entry.incarnation)
+        ]
 
 
 def _answers(replies: Sequence[Reply]) -> list[bytes]:
