@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
@@ -10,8 +12,10 @@ import anyio
 import pytest
 
 from holdfast import Config, Durability, Supervisor
+from holdfast.backends.bridge import Bridge
 from holdfast.backends.postgres import PostgresBackend, PostgresConfig
-from holdfast.backends.postgres.hints import pack, unpack
+from holdfast.backends.postgres.driver import connect as connect_to
+from holdfast.backends.postgres.hints import Listener, Notifier, pack, unpack
 from holdfast.config import WriterConfig
 from holdfast.errors import DeadlineExceeded, HoldfastError, StoreError, Unavailable
 from holdfast.supervisor.session import Session
@@ -270,6 +274,51 @@ async def test_failing_hints_fail_no_commit(make_backend: MakeBackend, clock: Ma
         await direct.one(blind(head, events=[new_event(str(number))]))
         await anyio.sleep(0.05)
     assert len(await direct.events(head)) == 5
+
+
+@pytest.mark.parametrize("refused", ["notify", "listen"])
+async def test_refused_hints_are_tried_again_ever_later(refused: str) -> None:
+    """A connection that can be made is no success while each statement on it fails, as with an empty channel's."""
+    connected = list[float]()
+    waits = [0.1, 0.2, 0.4]
+
+    async def run() -> None:
+        enough = asyncio.Event()
+
+        async def connect() -> Any:
+            connected.append(time.monotonic())
+            if len(connected) > len(waits):
+                enough.set()
+            return await connect_to(PostgresConfig(dsn=shared_url()), pooled=False)
+
+        if refused == "notify":
+            notifier = Notifier(connect, "", timeout_s=5.0)
+            notifier.start()
+            notifier.tell([1])
+            stop = notifier.stop
+        else:
+            listener = Listener(connect, 'no"quotes' + "\0", own="me", timeout_s=5.0)
+            listening = asyncio.ensure_future(listener.next())
+            listening.add_done_callback(lambda _: None)
+
+            async def stop() -> None:
+                listening.cancel()
+                await listener.stop()
+
+        try:
+            async with asyncio.timeout(20):
+                await enough.wait()
+        finally:
+            await stop()
+
+    bridge = Bridge("test")
+    await bridge.start()
+    try:
+        await bridge.call(run)
+    finally:
+        await bridge.stop()
+    gaps = [later - earlier for earlier, later in itertools.pairwise(connected)]
+    assert all(gap >= wait / 2 for gap, wait in zip(gaps, waits, strict=False)), gaps
 
 
 @pytest.mark.parametrize("count", [0, 1, 700, 701, 5_600, 5_601])

@@ -58,9 +58,13 @@ def unpack(payload: str) -> tuple[str, list[int] | None]:
 
 
 class _Delays:
-    """Between attempts to connect: growing, jittered."""
+    """Between attempts: growing, jittered."""
 
     def __init__(self) -> None:
+        self._next_s = _RETRY_INITIAL_S
+
+    def reset(self) -> None:
+        """One has succeeded. To be connected is not enough: what comes next may be refused each time."""
         self._next_s = _RETRY_INITIAL_S
 
     async def wait(self) -> None:
@@ -103,8 +107,7 @@ class Notifier:
             connection: Connection | None = None
             try:
                 connection = await self._connect()
-                delays = _Delays()
-                await self._send_all(connection)
+                await self._send_all(connection, delays)
             except DRIVER_ERRORS as exc:
                 _log.warning("postgres.notify_failed", error=type(exc).__name__)
                 await delays.wait()
@@ -112,7 +115,7 @@ class Notifier:
                 if connection is not None:
                     connection.terminate()
 
-    async def _send_all(self, connection: Connection) -> None:
+    async def _send_all(self, connection: Connection, delays: _Delays) -> None:
         """One statement at a time; what comes meanwhile goes with the next."""
         while True:
             await self._wake.wait()
@@ -125,6 +128,7 @@ class Notifier:
             except DRIVER_ERRORS:
                 self.tell(pending)
                 raise
+            delays.reset()
 
 
 class Listener:
@@ -165,11 +169,10 @@ class Listener:
             except DRIVER_ERRORS as exc:
                 _log.warning("postgres.listen_failed", error=type(exc).__name__)
             else:
-                delays = _Delays()
-                await self._listen(connection)
+                await self._listen(connection, delays)
             await delays.wait()
 
-    async def _listen(self, connection: Connection) -> None:
+    async def _listen(self, connection: Connection, delays: _Delays) -> None:
         """Until the connection is lost."""
         lost = asyncio.Event()
 
@@ -179,6 +182,7 @@ class Listener:
         connection.add_termination_listener(on_lost)
         try:
             await guarded(connection, connection.add_listener(self._channel, self._receive), self._timeout_s)
+            delays.reset()
             self._hint(None)
             while not lost.is_set():
                 with contextlib.suppress(TimeoutError):
