@@ -17,6 +17,8 @@ from hashlib import blake2b
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+import aiobotocore  # type: ignore[import-untyped]
+import botocore  # type: ignore[import-untyped]
 from aiobotocore.config import AioConfig  # type: ignore[import-untyped]
 from aiobotocore.session import AioSession  # type: ignore[import-untyped]
 from botocore.exceptions import BotoCoreError, ProfileNotFound  # type: ignore[import-untyped]
@@ -69,6 +71,7 @@ class Table:
                         read_timeout=config.request_timeout_s,
                         parameter_validation=False,
                         tcp_keepalive=True,
+                        user_agent=_user_agent(),  # else the SDK puts it together anew, twice for each request
                     ),
                 )
             )
@@ -227,6 +230,10 @@ def _send_large_bodies_in_pieces(request: Any, **_: Any) -> None:
 def _loader() -> Loader:
     """The SDK's service descriptions, which take a tenth of a second to read: once per process."""
     return create_loader()
+
+
+def _user_agent() -> str:
+    return f"holdfast aiobotocore/{aiobotocore.__version__} Botocore/{botocore.__version__}"
 
 
 class _Backoff:
