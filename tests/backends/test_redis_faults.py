@@ -8,18 +8,21 @@ from __future__ import annotations
 import contextlib
 import functools
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any
 
 import anyio
 import pytest
 
 import holdfast
-from holdfast.backends.base import Head, LoadRequest, Status
+from holdfast.backends.base import Batch, Head, LoadRequest, Status
 from holdfast.backends.redis import RedisBackend
+from holdfast.backends.redis.link import Command
+from holdfast.backends.redis.scripts import FORGET
 from holdfast.backends.urls import create_backend
 from holdfast.config import WriterConfig
 from holdfast.errors import OutcomeUnknown, Rejected, Unavailable
+from holdfast.model import Durability
 from holdfast.testing import ManualClock
 from holdfast.testing.contract.direct import Direct, blind, creation, new_event, new_head, texts
 from tests.servers.proxy import TcpProxy
@@ -288,6 +291,60 @@ async def test_late_packets(server: ValkeyServer, proxy: TcpProxy, direct: Direc
     settled = await everything(direct, head)
     replay(server, recorded)
     assert await everything(direct, head) == settled
+
+
+async def test_fence_of_a_lane_that_lost_a_packet(
+    server: ValkeyServer, proxy: TcpProxy, direct: Direct, backend: RedisBackend, clock: ManualClock
+) -> None:
+    """Its writer has ended, and its markers are forgotten: what arrives after that still changes nothing."""
+    head = await direct.create("s")
+    recorded: list[bytes] = []
+
+    def lost(data: bytes) -> bool:
+        recorded.append(data)
+        return is_script(data)
+
+    proxy.cut_at_request(lost)
+    with pytest.raises(OutcomeUnknown):
+        await direct.one(blind(head, events=[new_event("once")]))
+    assert await backend.resolve(direct.last_marker) is not None
+    await backend.forget_markers(direct.last_marker.writer, 0)
+    await backend.forget_markers(None, clock.now_us() + SECOND)
+    settled = await everything(direct, head)
+    replay(server, recorded)
+    assert await everything(direct, head) == settled
+    assert await backend.resolve(direct.last_marker) is not None
+
+
+async def test_marker_that_changes_while_it_is_forgotten(
+    direct: Direct, backend: RedisBackend, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was old when it was looked at, and is not when it is to go: it stays."""
+    head = await direct.create("s")
+    committer = backend._open_store().committer
+    send = committer._link.send
+
+    async def late(commands: Sequence[Command]) -> list[Any]:
+        if commands[0].arguments[1] == FORGET.sha:
+            monkeypatch.undo()
+            await committer.commit(batch)
+        return await send(commands)
+
+    marker = direct.last_marker._replace(flush=2)
+    batch = Batch(
+        writes=[blind(head, events=[new_event("x")])],
+        marker=marker,
+        durability=Durability.MEMORY,
+        now_us=clock.now_us(),
+        max_events=None,
+    )
+    monkeypatch.setattr(committer._link, "send", late)
+    await backend.forget_markers(None, clock.now_us() + SECOND)
+    outcomes = await backend.resolve(marker)
+    assert outcomes is not None
+    assert outcomes[0].status is Status.COMMITTED
+    await backend.forget_markers(None, clock.now_us() + SECOND)
+    assert await backend.resolve(marker) is None
 
 
 def replay(server: ValkeyServer, packets: list[bytes]) -> None:

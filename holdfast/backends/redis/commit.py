@@ -23,7 +23,7 @@ from holdfast.backends.redis.index import Index, checked
 from holdfast.backends.redis.keys import Entry, Keys, marker_member, parse_marker_member
 from holdfast.backends.redis.link import Command, Link, Reply
 from holdfast.backends.redis.rows import incarnation_bytes
-from holdfast.backends.redis.scripts import COMMIT, call, run
+from holdfast.backends.redis.scripts import COMMIT, FORGET, call, run
 from holdfast.backends.redis.writes import OUTCOME_BYTES, decode_outcomes, encode_batch, encode_write
 from holdfast.errors import HoldfastError, OutcomeUnknown, Rejected, StoreError, Unavailable
 
@@ -60,6 +60,8 @@ class Committer:
         self._margin_us: Final = None if config.reap_after_s is None else config.reap_after_s * 1_000_000
         self._unresolved: dict[tuple[str, int], _Prepared] = {}
         self._registered: set[tuple[str, int]] = set()
+        self._lost: Final[set[tuple[str, int]]] = set()
+        """Lanes of which a packet may still arrive: their markers are the fence that it meets."""
 
     async def commit(self, batch: Batch) -> list[Outcome]:
         """As `Backend.commit`. Whatever ends it but an answer leaves the batch to be resolved."""
@@ -70,6 +72,9 @@ class Committer:
             outcomes = await self._execute(prepared)
         except (Unavailable, Rejected):
             del self._unresolved[lane]
+            raise
+        except BaseException:
+            self._lost.add(lane)
             raise
         del self._unresolved[lane]
         await self._clean_up(prepared, outcomes)
@@ -94,20 +99,26 @@ class Committer:
         return decode_outcomes(found[_MARKER.size :])
 
     async def forget_markers(self, writer: str | None, before_us: int) -> None:
+        """As `Backend.forget_markers`. The server's own expiry ends those of lanes that have lost a packet."""
         (members,) = checked(await run(self._link, [Command(self._keys.markers, (b"SMEMBERS", self._keys.markers))]))
         if not members:
             return
         lanes = [parse_marker_member(member) for member in members]
         keys = [self._keys.marker(*lane) for lane in lanes]
         found = checked(await run(self._link, [Command(key, (b"GETRANGE", key, 0, _MARKER.size - 1)) for key in keys]))
-        commands: list[Command] = []
-        for lane, key, member, head in zip(lanes, keys, members, found, strict=True):
-            if lane[0] == writer or not head or _MARKER.unpack(head)[2] < before_us:
-                self._registered.discard(lane)
-                commands.append(Command(key, (b"UNLINK", key)))
-                commands.append(Command(self._keys.markers, (b"SREM", self._keys.markers, member)))
-        if commands:
-            checked(await run(self._link, commands))
+        old = [
+            (lane, member, call(FORGET, [key], head))
+            for lane, key, member, head in zip(lanes, keys, members, found, strict=True)
+            if not head or (lane not in self._lost and (lane[0] == writer or _MARKER.unpack(head)[2] < before_us))
+        ]
+        if not old:
+            return
+        answers = checked(await run(self._link, [forget for _, _, forget in old]))
+        gone = [(lane, member) for (lane, member, _), is_gone in zip(old, answers, strict=True) if is_gone]
+        if gone:
+            self._registered.difference_update(lane for lane, _ in gone)
+            members = [member for _, member in gone]
+            checked(await run(self._link, [Command(self._keys.markers, (b"SREM", self._keys.markers, *members))]))
 
     def _prepare(self, batch: Batch) -> _Prepared:
         """Raises: `Rejected`, before anything is sent."""

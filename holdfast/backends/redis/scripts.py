@@ -12,7 +12,7 @@ from redis.exceptions import NoScriptError, ResponseError
 from holdfast.backends.redis.link import Argument, Command, Link, Reply
 from holdfast.errors import OutcomeUnknown, Unavailable
 
-__all__ = ["COMMIT", "EVENTS", "EXPIRE", "LOAD", "STALE", "TRIM", "Script", "call", "run"]
+__all__ = ["COMMIT", "EVENTS", "EXPIRE", "FORGET", "LOAD", "STALE", "TRIM", "Script", "call", "run"]
 
 
 class Script(NamedTuple):
@@ -28,10 +28,11 @@ def _read(name: str) -> Script:
 COMMIT: Final = _read("commit")
 EVENTS: Final = _read("events")
 EXPIRE: Final = _read("expire")
+FORGET: Final = _read("forget")
 LOAD: Final = _read("load")
 STALE: Final = _read("stale")
 TRIM: Final = _read("trim")
-_ALL: Final = (COMMIT, EVENTS, EXPIRE, LOAD, STALE, TRIM)
+_ALL: Final = (COMMIT, EVENTS, EXPIRE, FORGET, LOAD, STALE, TRIM)
 
 
 def call(script: Script, keys: Sequence[bytes], *arguments: Argument) -> Command:
