@@ -11,7 +11,7 @@ import pytest
 
 from holdfast.backends.base import EventQuery, LoadRequest, Marker, SessionWrite, Status
 from holdfast.backends.memory import MemoryBackend
-from holdfast.backends.postgres import PostgresBackend
+from holdfast.backends.postgres import PostgresBackend, upkeep
 from holdfast.errors import OutcomeUnknown, Overloaded, Rejected, StoreError, Unavailable
 from holdfast.model import Durability
 from holdfast.testing import ManualClock
@@ -215,6 +215,38 @@ async def test_resolve_waits_for_a_commit_under_way(
         found.append(await backend.resolve(marker))
     assert [[outcome.status for outcome in outcomes] for outcomes in found] == [[Status.COMMITTED]]
     assert texts(await direct.events(head)) == ["kept"]
+
+
+# --- expiry ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("alive", [True, False])
+async def test_cancelled_expiry_ends_behind_its_transaction(
+    backend: PostgresBackend, direct: Direct, clock: ManualClock, monkeypatch: pytest.MonkeyPatch, alive: bool
+) -> None:
+    """C38, C49: with nothing in hand it leaves; the ids of what it has removed reach the caller."""
+    monkeypatch.setattr(upkeep, "_SCANNED_SESSIONS", 2)
+    heads = [await direct.create(f"s{number}", ttl_us=5 * SECOND) for number in range(10)]
+    await clock.advance(4)
+    if alive:
+        await direct.commit(*(blind(head, units=0, active_us=clock.now_us()) for head in heads))
+    await clock.advance(2)
+    run, pages, gone = backend._run, 0, list[Any]()
+    with anyio.CancelScope() as scope:
+
+        async def run_and_cancel(function: Any) -> Any:
+            nonlocal pages
+            pages += 1
+            if pages == 2:
+                scope.cancel()
+            return await run(function)
+
+        monkeypatch.setattr(backend, "_run", run_and_cancel)
+        gone += await backend.expire(clock.now_us(), 100)
+    assert (pages, scope.cancelled_caught) == (2, alive)
+    assert len(gone) == (0 if alive else 4)
+    monkeypatch.setattr(backend, "_run", run)
+    assert len(await backend.expire(clock.now_us(), 100)) == (0 if alive else 6)
 
 
 # --- values, errors, the pool ----------------------------------------------------

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from functools import partial
 from typing import Final, TypeVar
 
 import anyio
+import anyio.lowlevel
 import asyncpg  # type: ignore[import-untyped]
 import structlog
 
@@ -240,15 +242,22 @@ class PostgresBackend:
         return await self._run(partial(reads.count_sessions, names=self._names, where=where))
 
     async def expire(self, now_us: int, limit: int) -> list[Expired]:
-        """Shielded once begun, so that the ids of what was removed reach the caller."""
+        """Each transaction is shielded, so that the ids of what was removed reach the caller.
+
+        Cancelled, it ends behind the transaction that is under way: it returns what it has removed, if anything.
+        """
         gone = list[Expired]()
         more = True
-        with anyio.CancelScope(shield=True):
-            while more and len(gone) < limit:
+        while more and len(gone) < limit:
+            with anyio.CancelScope(shield=True):
                 some, more = await self._run(
                     partial(upkeep.expire_some, names=self._names, now_us=now_us, limit=limit - len(gone))
                 )
                 gone += some
+            if not gone:
+                await anyio.lowlevel.checkpoint_if_cancelled()
+            elif anyio.current_effective_deadline() == -math.inf:  # cancelled
+                break
         return gone
 
     async def trim(self, ids: Sequence[tuple[str, int]] | None, policy: TrimPolicy, limit: int) -> int:
