@@ -23,13 +23,13 @@ REQUEST_TIMEOUT_S = 0.5
 
 @pytest.fixture
 def proxy() -> Iterator[HttpProxy]:
-    with HttpProxy(fast_endpoint(), idle_s=IDLE_S) as proxy:
+    with HttpProxy(fast_endpoint()) as proxy:
         yield proxy
 
 
 @pytest.fixture
 def url(proxy: HttpProxy) -> str:
-    return new_table(proxy.url, request_timeout_s=REQUEST_TIMEOUT_S)
+    return new_table(proxy.url)
 
 
 @pytest.fixture
@@ -59,38 +59,43 @@ def test_what_is_wrong_with_an_event_is_answered(function: Function) -> None:
 
 
 @pytest.mark.parametrize("heard_of_it", [True, False])
-def test_frozen_for_longer_than_connections_live(proxy: HttpProxy, function: Function, heard_of_it: bool) -> None:
+def test_frozen_for_longer_than_connections_live(heard_of_it: bool) -> None:
     """The server has closed them all by then; nothing is lost, nothing comes twice.
 
     If a whole machine was frozen, it learns of that only when it uses the connection.
     """
-    session_id = function.begin()
-    for number in range(3):
-        function.say(session_id, str(number))
-        function.freeze()
-        if heard_of_it:
-            wait_until(lambda: proxy.open_connections == 0, what="the server has not closed the connection")
-        else:
-            proxy.inject(Failing.RESET_BEFORE)
-        function.thaw()
-    assert function.texts(session_id) == ["0", "1", "2"]
-    assert len(proxy.connections) == 4
+    with (
+        HttpProxy(fast_endpoint(), idle_s=IDLE_S if heard_of_it else 60.0) as proxy,
+        Function(new_table(proxy.url)) as function,
+    ):
+        session_id = function.begin()
+        for number in range(3):
+            function.say(session_id, str(number))
+            function.freeze()
+            if heard_of_it:
+                wait_until(lambda: proxy.open_connections == 0, what="the server has not closed the connection")
+            else:
+                proxy.inject(Failing.RESET_BEFORE)
+            function.thaw()
+        assert function.texts(session_id) == ["0", "1", "2"]
+        assert len(proxy.connections) >= 4
 
 
 @pytest.mark.parametrize("failing", [Failing.SILENT_BEFORE, Failing.SILENT_AFTER])
-def test_frozen_in_the_midst_of_a_write(proxy: HttpProxy, function: Function, failing: Failing) -> None:
+def test_frozen_in_the_midst_of_a_write(proxy: HttpProxy, failing: Failing) -> None:
     """Past its time-out. Whether it was done or not, it is done once."""
-    session_id = function.begin()
-    function.say(session_id, "before")
-    fault = proxy.inject(failing, "PutItem")
-    function.send("POST", f"/{session_id}", "in the midst")
-    wait_until(lambda: fault.hits == 1, what="the write has not been sent")
-    function.freeze()
-    time.sleep(REQUEST_TIMEOUT_S)
-    function.thaw()
-    assert function.answer()["statusCode"] == 201
-    function.say(session_id, "after")
-    assert function.texts(session_id) == ["before", "in the midst", "after"]
+    with Function(new_table(proxy.url, request_timeout_s=REQUEST_TIMEOUT_S)) as function:
+        session_id = function.begin()
+        function.say(session_id, "before")
+        fault = proxy.inject(failing, "PutItem")
+        function.send("POST", f"/{session_id}", "in the midst")
+        wait_until(lambda: fault.hits == 1, what="the write has not been sent")
+        function.freeze()
+        time.sleep(REQUEST_TIMEOUT_S)
+        function.thaw()
+        assert function.answer()["statusCode"] == 201
+        function.say(session_id, "after")
+        assert function.texts(session_id) == ["before", "in the midst", "after"]
 
 
 def test_killed_as_soon_as_it_has_answered(url: str) -> None:
