@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
 import anyio
 import pytest
@@ -12,12 +13,13 @@ from redis.crc import key_slot
 from holdfast.backends.base import Head, LoadRequest, Marker, Status
 from holdfast.backends.redis import RedisBackend
 from holdfast.backends.redis.keys import SHARDS, Keys
+from holdfast.backends.redis.link import Command
 from holdfast.backends.urls import create_backend
 from holdfast.errors import OutcomeUnknown, Unavailable
 from holdfast.testing import ManualClock
 from holdfast.testing.contract.direct import Direct, blind, creation, new_event, new_head, texts
 from tests.servers.processes import wait_until
-from tests.servers.valkey import ALL_SLOTS, CLUSTER, ValkeyServer, kept, new_prefix, own_server
+from tests.servers.valkey import ALL_SLOTS, CLUSTER, ValkeyServer, kept, new_prefix, own_server, shared_url
 
 MIDDLE = 8_192
 FORGIVING = {**CLUSTER, "cluster-require-full-coverage": "no"}
@@ -205,3 +207,32 @@ async def test_one_server_away(direct: Direct, backend: RedisBackend, pair: Pair
     assert {(outcome.status, outcome.base_seq) for outcome in outcomes} == {(Status.COMMITTED, 0)}
     for head in heads:
         assert texts(await direct.events(head)) == ["x"]
+
+
+@pytest.mark.anyio
+async def test_no_connection_behind_the_commit(clock: ManualClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """P5: the sessions are written, and the lane's marker cannot be sent: that is unknown, not `Unavailable`."""
+    backend = create_backend(shared_url("cluster", prefix=new_prefix()))
+    assert isinstance(backend, RedisBackend)
+    await backend.open()
+    direct = Direct(backend, clock)
+    head = await direct.create("s")
+    link = backend._open_store().committer._link
+    send = link.send
+
+    async def without_marker(commands: Sequence[Command]) -> list[Any]:
+        if commands[0].arguments[0] == b"SET":
+            raise Unavailable("no connection")
+        return await send(commands)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(link, "send", without_marker)
+        with pytest.raises(OutcomeUnknown, match="not completed"):
+            await direct.one(blind(head, events=[new_event("once")]))
+        with pytest.raises(Unavailable):
+            await backend.resolve(direct.last_marker)
+    outcomes = await backend.resolve(direct.last_marker)
+    assert outcomes is not None
+    assert outcomes[0].status is Status.COMMITTED
+    assert texts(await direct.events(head)) == ["once"]
+    await backend.close()

@@ -6,13 +6,14 @@ from collections.abc import AsyncIterator, Collection
 
 import anyio
 import pytest
+import structlog.testing
 
 from holdfast.backends.redis import RedisBackend
 from holdfast.backends.urls import create_backend
 from holdfast.testing import ManualClock
 from holdfast.testing.contract.direct import Direct, blind, creation, new_event, new_head
 from tests.servers.proxy import TcpProxy
-from tests.servers.valkey import new_prefix, own_server, shared_url
+from tests.servers.valkey import ALWAYS, CLUSTER, new_prefix, own_server, shared_url
 
 pytestmark = pytest.mark.anyio
 
@@ -117,3 +118,30 @@ async def test_watch_connects_again(clock: ManualClock) -> None:
             tasks.cancel_scope.cancel()
         for backend in (here, there):
             await backend.close()
+
+
+@pytest.mark.parametrize("kind", ["valkey", "cluster"])
+async def test_hints_that_are_denied(kind: str, clock: ManualClock) -> None:
+    """A user without rights on channels: commits succeed all the same, and the log says, once, that nobody listens."""
+    with own_server(ALWAYS | CLUSTER if kind == "cluster" else ALWAYS) as server:
+        server.command("ACL", "SETUSER", "app", "on", ">secret", "~*", "+@all", "resetchannels")
+        backend = create_backend(server.url().replace("redis://", "redis://app:secret@"))
+        assert isinstance(backend, RedisBackend)
+        await backend.open()
+        hints = Hints(backend)
+        with structlog.testing.capture_logs() as log:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(hints.watch)
+                direct = Direct(backend, clock)
+                head = await direct.append(await direct.create("s"), "a")
+                assert head.last_seq == 1
+                with anyio.fail_after(20):
+                    while not log:
+                        await anyio.sleep(0.005)
+                await anyio.sleep(0.5)  # it tries again meanwhile
+                tasks.cancel_scope.cancel()
+        await backend.close()
+    assert [(entry["event"], entry["log_level"]) for entry in log] == [("redis.listening_failed", "warning")]
+    assert "denied" in log[0]["error"]
+    assert "app" not in log[0]["error"]
+    assert hints.told == []

@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Final
 
+import structlog
 from redis.exceptions import RedisError as DriverError
 
+from holdfast.backends.redis.errors import translate
 from holdfast.backends.redis.keys import Keys
 from holdfast.backends.redis.link import CONNECTION_ERRORS, Link, Node, pack
 from holdfast.errors import StoreError
 
 __all__ = ["Listener"]
+
+_log: Final = structlog.stdlib.get_logger("holdfast.redis")
 
 _QUIET_S: Final = 15.0
 """After so long without a message the connection is tried; after twice as long it is dead."""
@@ -42,8 +46,10 @@ class Listener:
                     await self._subscribe()
                     return None
                 message = await self._read()
-            except (StoreError, *CONNECTION_ERRORS):
+            except (StoreError, *CONNECTION_ERRORS) as exc:
                 await self.close()
+                if delay_s == _RETRY_S:  # once until it works again
+                    _log.warning("redis.listening_failed", error=str(_translated(exc)))
                 await asyncio.sleep(delay_s)
                 delay_s = min(delay_s * 2, _RETRY_MAX_S)
                 continue
@@ -74,3 +80,7 @@ class Listener:
         connection, self._connection = self._connection, None
         if connection is not None and self._node is not None:
             await self._node.release(connection, reusable=False)
+
+
+def _translated(exc: Exception) -> StoreError:
+    return exc if isinstance(exc, StoreError) else translate(exc)
