@@ -32,7 +32,9 @@ __all__ = ["Committer"]
 _log: Final = structlog.stdlib.get_logger("holdfast.redis")
 
 _MARKER: Final = Struct(">16sdd")
-"""The backend's instance, flush and now_us; behind them the outcomes."""
+"""The backend's instance, flush and now_us; behind them the outcomes, or `_BROKEN`."""
+_BROKEN: Final = b"B"
+"""The script set it before its first change, and failed before it had the outcomes."""
 
 _LANE_MARKER_MS: Final = 2 * 24 * 3_600 * 1_000
 """Markers of writers that nobody forgot: by the server's clock, so longer than the engine keeps them."""
@@ -96,6 +98,8 @@ class Committer:
         (found,) = checked(await run(self._link, [Command(key, (b"GET", key))]))
         if found is None or _MARKER.unpack_from(found)[1] != marker.flush:
             return None
+        if found[_MARKER.size :] == _BROKEN:
+            raise Unavailable("the commit broke off, and what it did is not known")
         return decode_outcomes(found[_MARKER.size :])
 
     async def forget_markers(self, writer: str | None, before_us: int) -> None:
@@ -172,8 +176,12 @@ class Committer:
         value = _MARKER.pack(self._instance, batch.marker.flush, batch.now_us) + answer
         leave_marker = Command(key, (b"SET", key, value, b"PX", _LANE_MARKER_MS))
         # The entries again: they may have been taken for stale just before the sessions were there.
-        after = [leave_marker, *self._index.add(prepared.creates), self._hint(batch)]
-        _must_be_done(await run(self._link, after))
+        after = [leave_marker, *self._index.add(prepared.creates)]
+        try:
+            replies = await run(self._link, [*after, self._hint(batch)])
+        except Unavailable as exc:  # of these; the commit itself is done
+            raise OutcomeUnknown(f"the commit was not completed: {exc}") from exc
+        _must_be_done(replies[: len(after)])
         return answer
 
     def _commit_group(self, prepared: _Prepared, group: Sequence[int], common: bytes) -> Command:
@@ -188,9 +196,9 @@ class Committer:
         return [Command(self._keys.markers, (b"SADD", self._keys.markers, marker_member(marker.writer, marker.lane)))]
 
     def _hint(self, batch: Batch) -> Command:
-        """Tells the other instances which sessions were written to."""
+        """Tells the other instances which sessions were written to. Goes with the lane's marker; it may fail."""
         changed = b"".join([incarnation_bytes(write.incarnation) for write in batch.writes])
-        return Command(None, (b"PUBLISH", self._keys.channel, self._instance + changed))
+        return Command(self._keys.marker(*batch.marker[:2]), (b"PUBLISH", self._keys.channel, self._instance + changed))
 
     async def _clean_up(self, prepared: _Prepared, outcomes: Sequence[Outcome]) -> None:
         """Take the entries out of sessions that are gone, or were not created. What fails here is found as stale."""
@@ -230,7 +238,7 @@ def _answers(replies: Sequence[Reply]) -> list[bytes]:
     error: StoreError = translate(errors[0])
     if len(errors) < len(replies):
         error = OutcomeUnknown(f"a part of the commit was refused: {error}")
-    elif any(map(is_of_script, errors)):
+    elif any(is_of_script(each) or code_of(each) == "BROKEN" for each in errors):
         error = OutcomeUnknown(f"the commit broke off: {error}")
     elif code_of(errors[0]) == "SUPERSEDED":
         error = OutcomeUnknown("a later commit of the same lane is stored")

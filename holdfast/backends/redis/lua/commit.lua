@@ -18,6 +18,7 @@ local OUTCOME = '>Bi8i8i8i8'
 local COMMITTED, MISSING, EXISTS, CONFLICT, CLOSED = 0, 1, 2, 3, 4
 local FENCED, CHANGES, CLEARED, CLOSE, DELETE, CREATE, METADATA = 1, 2, 4, 8, 16, 32, 64
 local SURPLUS = 1000 -- dropped events that are left for the trimmer, at most
+local BROKEN = 'B'    -- in a marker in place of outcomes, which are longer
 local CHUNK = 4000   -- arguments of one command, an even number
 
 local instance, flush, now, marker_ms, margin, max_events = unpack('>c16ddddd', ARGV[1])
@@ -159,21 +160,51 @@ local function apply(head_key, found)
   return outcome
 end
 
-local known = call('GETRANGE', KEYS[1], 0, 23)
-if known ~= '' and string.sub(known, 1, 16) == instance then
-  local stored = unpack('>d', known, 17)
-  if stored == flush then return call('GETRANGE', KEYS[1], 32, -1) end
-  if stored > flush then return redis.error_reply('SUPERSEDED a later flush of this lane is stored') end
+local function is_free_or(kind, key)
+  local actual = call('TYPE', key).ok
+  return actual == kind or actual == 'none'
 end
 
--- All heads first: what is no head is refused here, before anything is changed.
+-- Whether apply() can use the keys that the next write is about.
+local function is_ours(head_key, found)
+  local _, flags, _, _, _, _, _, removes, sets, events, length
+  _, flags, _, _, _, _, _, removes, sets, events, length, position = unpack(WRITE, writes, position)
+  position = position + length
+  if type(found) == 'table' or (found ~= '' and #found < ROW_SIZE) then return false end
+  local created, base = band(flags, CREATE) ~= 0, string.sub(head_key, 1, -2)
+  if (created or removes + sets > 0) and not is_free_or('hash', base .. 's') then return false end
+  return not (created or events > 0) or is_free_or('list', base .. 'e')
+end
+
+local function foreign()
+  return redis.error_reply('FOREIGN a key of ours is of another type')
+end
+
+local known = redis.pcall('GETRANGE', KEYS[1], 0, 23)
+if type(known) == 'table' then return foreign() end
+if known ~= '' and string.sub(known, 1, 16) == instance then
+  local stored = unpack('>d', known, 17)
+  if stored > flush then return redis.error_reply('SUPERSEDED a later flush of this lane is stored') end
+  if stored == flush then
+    local answer = call('GETRANGE', KEYS[1], 32, -1)
+    if answer == BROKEN then return redis.error_reply('BROKEN the script failed in its middle') end
+    return answer
+  end
+end
+
+-- All keys first: what is not ours is refused here, before anything is changed.
 local rows, outcomes = {}, {}
 for i = 1, count do
   rows[i] = redis.pcall('GETRANGE', KEYS[i + 1], 0, ROW_SIZE - 1)
-  if type(rows[i]) == 'table' then return redis.error_reply('FOREIGN a key of ours is of another type') end
+  if not is_ours(KEYS[i + 1], rows[i]) then return foreign() end
 end
+
+-- A marker that has no outcomes yet, in case the script fails in its middle: what it did must not be done again.
+local marker, life = instance .. pack('>dd', flush, now), string.format('%.0f', marker_ms)
+call('SET', KEYS[1], marker .. BROKEN, 'PX', life)
+position = 1
 for i = 1, count do outcomes[i] = apply(KEYS[i + 1], rows[i]) end
 
 local answer = table.concat(outcomes)
-call('SET', KEYS[1], instance .. pack('>dd', flush, now) .. answer, 'PX', string.format('%.0f', marker_ms))
+call('SET', KEYS[1], marker .. answer, 'PX', life)
 return answer
