@@ -9,7 +9,7 @@ from typing import Any
 import anyio
 import pytest
 
-from holdfast.backends.base import EventQuery, LoadRequest, Marker, SessionWrite, Status
+from holdfast.backends.base import EventQuery, LoadRequest, Marker, SessionWrite, Status, TrimPolicy
 from holdfast.backends.memory import MemoryBackend
 from holdfast.backends.postgres import PostgresBackend, upkeep
 from holdfast.errors import OutcomeUnknown, Overloaded, Rejected, StoreError, Unavailable
@@ -247,6 +247,59 @@ async def test_cancelled_expiry_ends_behind_its_transaction(
     assert len(gone) == (0 if alive else 4)
     monkeypatch.setattr(backend, "_run", run)
     assert len(await backend.expire(clock.now_us(), 100)) == (0 if alive else 6)
+
+
+# --- retention -------------------------------------------------------------------
+
+
+async def test_retention_reads_a_bounded_number_of_events(
+    backend: PostgresBackend, direct: Direct, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """C41: pages by events, whatever a session has of them; all sessions are reached, and the given ones."""
+    pages = list[Any]()
+    retain = upkeep.retain_some
+
+    async def count(*args: Any, **options: Any) -> Any:
+        pages.append(await retain(*args, **options))
+        return pages[-1]
+
+    monkeypatch.setattr(upkeep, "retain_some", count)
+    monkeypatch.setattr(backend, "_retained_events", 10)
+    heads = [await direct.create(f"s{number}") for number in range(8)]
+    ids = [(head.id, head.incarnation) for head in heads]
+    for count_of_events, head in zip((4, 4, 25, 4, 4, 4, 0, 4), heads, strict=True):
+        if count_of_events:
+            await direct.append(head, *"x" * count_of_events)
+    size = len(new_event("x").raw)
+    for which, kept in ((None, 2), (ids, 1)):
+        pages.clear()
+        await backend.trim(which, TrimPolicy(max_bytes=kept * size), 1_000)
+        assert len(pages) > 1
+        assert pages[-1] is None
+        assert [len(await direct.events(head)) for head in heads] == [kept] * 6 + [0, kept]
+
+
+async def test_retention_that_takes_too_long_goes_on_with_less(
+    backend: PostgresBackend, direct: Direct, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """C41: a page past ``statement_timeout`` is halved until it fits."""
+    retain, asked = upkeep.retain_some, list[int]()
+
+    async def slow(connection: Any, *args: Any, max_events: int, **options: Any) -> Any:
+        asked.append(max_events)
+        async with connection.transaction():
+            await connection.execute("SET LOCAL statement_timeout = 50")
+            await connection.execute(f"SELECT pg_sleep({max_events // 50_000})")
+        return await retain(connection, *args, max_events=max_events, **options)
+
+    monkeypatch.setattr(upkeep, "retain_some", slow)
+    head = await direct.create("s")
+    await direct.append(head, *"xxxx")
+    policy = TrimPolicy(max_bytes=3)
+    assert await backend.trim(None, policy, 100) == 3
+    assert asked == [100_000, 50_000, 25_000]
+    await backend.trim([(head.id, head.incarnation)], policy, 100)
+    assert asked[3:] == [25_000]
 
 
 # --- values, errors, the pool ----------------------------------------------------

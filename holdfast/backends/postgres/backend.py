@@ -38,7 +38,7 @@ from holdfast.backends.postgres.hints import Listener, Notifier
 from holdfast.backends.postgres.names import Names
 from holdfast.backends.postgres.pool import Pool, guarded
 from holdfast.backends.postgres.schema import prepare
-from holdfast.errors import StoreClosed
+from holdfast.errors import StoreClosed, Unavailable
 
 __all__ = ["PostgresBackend"]
 
@@ -122,6 +122,7 @@ class PostgresBackend:
         self._capabilities: Capabilities | None = None
         self._last_now_us = 0
         self._retained_to = 0
+        self._retained_events = upkeep.SCANNED_EVENTS
 
     @property
     def capabilities(self) -> Capabilities:
@@ -266,7 +267,9 @@ class PostgresBackend:
         if not bounded:
             return await self._trim(incarnations, limit)
         if incarnations is not None:
-            await self._retain(incarnations, 0, policy)
+            following: int | None = 0
+            while following is not None:
+                following = await self._retain(incarnations, following, policy)
             return await self._trim(incarnations, limit)
         return await self._trim_all(policy, limit)
 
@@ -285,9 +288,23 @@ class PostgresBackend:
         return deleted
 
     async def _retain(self, incarnations: Sequence[int] | None, after: int, policy: TrimPolicy) -> int | None:
-        return await self._run(
-            partial(upkeep.retain_some, names=self._names, incarnations=incarnations, after=after, policy=policy)
-        )
+        """A page that takes longer than a statement may is halved, for good: so it gets on even on a slow server."""
+        while True:
+            events = self._retained_events
+            retain = partial(
+                upkeep.retain_some,
+                names=self._names,
+                incarnations=incarnations,
+                after=after,
+                policy=policy,
+                max_events=events,
+            )
+            try:
+                return await self._run(retain)
+            except Unavailable as exc:
+                if events == 1 or not isinstance(exc.__cause__, asyncpg.QueryCanceledError):
+                    raise
+                self._retained_events = max(1, events // 2)
 
     async def _trim(self, incarnations: Sequence[int] | None, limit: int) -> int:
         deleted, more = 0, True

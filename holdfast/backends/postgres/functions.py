@@ -304,20 +304,39 @@ $expire$"""
 
 _RETAIN: Final = """
 CREATE FUNCTION @retain (
-    p_incarnations bigint[], p_after bigint, p_sessions int, p_min_time bigint, p_max_bytes bigint, OUT last bigint
+    p_incarnations bigint[], p_after bigint, p_sessions int, p_events bigint, p_min_time bigint, p_max_bytes bigint,
+    OUT last bigint
 ) LANGUAGE plpgsql AS $retain$
 DECLARE
-    v_page bigint[] := p_incarnations;
+    v_page bigint[];
+    v_scanned int;
     v_raised bigint[];
     v_kept bigint[];
 BEGIN
     PERFORM @set_up();
-    IF v_page IS NULL THEN
+    IF p_incarnations IS NULL THEN
         v_page := ARRAY(
             SELECT s.incarnation FROM @sessions AS s WHERE s.incarnation > p_after
             ORDER BY s.incarnation LIMIT p_sessions
         );
-        last := v_page[p_sessions];
+    ELSE
+        v_page := ARRAY(
+            SELECT i.incarnation FROM unnest(p_incarnations) AS i (incarnation) WHERE i.incarnation > p_after
+            ORDER BY i.incarnation LIMIT p_sessions
+        );
+    END IF;
+    last := v_page[p_sessions];
+    -- As many of them as have so many events together, but one at least.
+    SELECT array_agg(f.incarnation ORDER BY f.incarnation) FILTER (WHERE f.before < p_events), count(*)
+    INTO v_page, v_scanned
+    FROM (
+        SELECT s.incarnation, coalesce(sum(s.last_seq - s.first_seq + 1) OVER (
+            ORDER BY s.incarnation ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
+        ), 0) AS before
+        FROM @sessions AS s WHERE s.incarnation = ANY (v_page)
+    ) AS f;
+    IF cardinality(v_page) < v_scanned THEN
+        last := v_page[cardinality(v_page)];
     END IF;
     -- Events that come meanwhile can only move the bound up: it is found without a lock.
     SELECT array_agg(f.incarnation ORDER BY f.incarnation), array_agg(f.kept ORDER BY f.incarnation)

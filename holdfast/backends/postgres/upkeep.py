@@ -9,10 +9,13 @@ from holdfast.backends.base import Expired, TrimPolicy
 from holdfast.backends.postgres.driver import Connection
 from holdfast.backends.postgres.names import Names
 
-__all__ = ["expire_some", "retain_some", "trim_some"]
+__all__ = ["SCANNED_EVENTS", "expire_some", "retain_some", "trim_some"]
 
 _SCANNED_SESSIONS: Final = 1_000
 """That one transaction looks at, and locks, at most."""
+
+SCANNED_EVENTS: Final = 100_000
+"""That one transaction reads at most to apply a policy, if they are not of one session."""
 
 
 async def expire_some(connection: Connection, names: Names, now_us: int, limit: int) -> tuple[list[Expired], bool]:
@@ -28,14 +31,23 @@ async def expire_some(connection: Connection, names: Names, now_us: int, limit: 
 
 
 async def retain_some(
-    connection: Connection, names: Names, incarnations: Sequence[int] | None, after: int, policy: TrimPolicy
+    connection: Connection,
+    names: Names,
+    incarnations: Sequence[int] | None,
+    after: int,
+    policy: TrimPolicy,
+    max_events: int,
 ) -> int | None:
-    """Apply the policy to the given sessions, or to some behind ``after``; returns where to go on (None: the end)."""
+    """Apply the policy to some sessions behind ``after``, of all or the given ones.
+
+    Returns where to go on (None: the end). So many that they have ``max_events`` together, but one at least.
+    """
     return_value: int | None = await connection.fetchval(
-        names.sql("SELECT @retain($1, $2, $3, $4, $5)"),
+        names.sql("SELECT @retain($1, $2, $3, $4, $5, $6)"),
         incarnations,
         after,
         _SCANNED_SESSIONS,
+        max_events,
         policy.min_time_us,
         policy.max_bytes,
     )
