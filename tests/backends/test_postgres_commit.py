@@ -331,6 +331,28 @@ async def test_exhausted_pool_says_so(make_backend: MakeBackend, clock: ManualCl
     assert await backend.load([LoadRequest("s")]) == [None]
 
 
+async def test_callers_who_left_take_no_place(make_backend: MakeBackend) -> None:
+    """C49: reads that had not begun are not done for nobody, while others wait; what had begun goes on."""
+    backend = await make_backend(pool_max=1, pool_timeout_s=5.0)
+    assert backend._inner is not None
+    pool, ended = backend._inner.pool, list[int]()
+
+    async def work(connection: Any, number: int) -> None:
+        await connection.execute("SELECT pg_sleep(0.5)")
+        ended.append(number)
+
+    async with anyio.create_task_group() as tasks:
+        for number in range(4):
+            tasks.start_soon(backend._run, lambda connection, number=number: work(connection, number))
+            await anyio.sleep(0.02)
+        await anyio.sleep(0.1)
+        tasks.cancel_scope.cancel()
+    await anyio.sleep(0.05)
+    assert len(pool._running) == 1
+    assert await backend.load([LoadRequest("s")]) == [None]
+    assert ended == [0]
+
+
 async def test_black_hole_takes_a_bounded_time(behind: PostgresBackend, proxy: TcpProxy, clock: ManualClock) -> None:
     """C44: nobody answers, not even with an error: calls end, the next ones do not wait for the same connections."""
     direct = Direct(behind, clock)

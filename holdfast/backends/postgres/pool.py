@@ -44,14 +44,15 @@ class Pool:
     async def run(self, function: Callable[[Connection], Awaitable[T]], *, commits: bool = False) -> T:
         """``function(connection)``, with a time limit on the whole.
 
-        A cancelled caller leaves at once; what was begun goes on to its end nevertheless. ``commits``:
-        an error after it began leaves its outcome open, if the error does not say otherwise.
+        A cancelled caller leaves at once; what was begun goes on to its end nevertheless, and what still waits
+        for a connection is given up. ``commits``: an error after it began leaves its outcome open, if the error does not say otherwise.
 
         Raises: `Overloaded` if no connection becomes free, and what driver errors mean.
         """
         if self._closed:
             raise StoreClosed("the store is closed")
-        task = asyncio.ensure_future(self._run(function, commits))
+        placed = asyncio.Event()
+        task = asyncio.ensure_future(self._run(function, commits, placed))
         self._running.add(task)
         task.add_done_callback(self._ended)
         try:
@@ -60,6 +61,8 @@ class Pool:
             if task.cancelled():  # by `close`, and not the caller
                 kind = OutcomeUnknown if commits else StoreClosed
                 raise kind("the store was closed during the call") from exc
+            if not placed.is_set():
+                task.cancel()
             raise
 
     def _ended(self, task: asyncio.Task[object]) -> None:
@@ -67,12 +70,18 @@ class Pool:
         if not task.cancelled():
             task.exception()  # asked for, so that asyncio does not log it where the caller has left
 
-    async def _run(self, function: Callable[[Connection], Awaitable[T]], commits: bool) -> T:  # noqa: FBT001
+    async def _run(
+        self,
+        function: Callable[[Connection], Awaitable[T]],
+        commits: bool,  # noqa: FBT001
+        placed: asyncio.Event,
+    ) -> T:
         try:
             async with asyncio.timeout(self._wait_s):
                 await self._free.acquire()
         except TimeoutError as exc:
             raise Overloaded("the pool of connections to PostgreSQL (pool_max)", limit=self._size) from exc
+        placed.set()
         try:
             with translated():
                 connection = await self._take()
