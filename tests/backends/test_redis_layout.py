@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from holdfast.backends.redis.link import Command
 from holdfast.backends.redis.rows import decode_event, encode_event, stream_prefix
 from holdfast.backends.redis.scripts import run
 from holdfast.backends.urls import create_backend
-from holdfast.errors import Rejected
+from holdfast.errors import OutcomeUnknown, Rejected, Unavailable
 from holdfast.testing import ManualClock
 from holdfast.testing.contract.direct import Direct, blind, creation, fenced, new_event, new_head, texts
 from tests.servers.valkey import new_prefix, shared_url
@@ -252,6 +253,47 @@ async def test_a_second_create_of_a_session_leaves_its_entries(direct: Direct, c
     assert [found.incarnation for found in page.heads] == [head.incarnation]
     await clock.advance(7_200)
     assert [gone.id for gone in await direct.backend.expire(clock.now_us(), 10)] == ["s"]
+
+
+@pytest.mark.parametrize("foreign", ["HSET k v", "SET short"])
+async def test_expiry_beside_another_programs_key(
+    direct: Direct, backend: RedisBackend, keys: Keys, clock: ManualClock, foreign: str
+) -> None:
+    """C38: the others are removed, and told of; it is looked at again later."""
+    for name in "abc":
+        await direct.create(name, ttl_us=SECOND)
+    command, *words = foreign.encode().split()
+    await ask(backend, b"DEL", keys.head("b"))
+    await ask(backend, command, keys.head("b"), *words)
+    await clock.advance(2)
+    assert sorted(gone.id for gone in await backend.expire(clock.now_us(), 10)) == ["a", "c"]
+    assert await backend.expire(clock.now_us(), 10) == []
+    assert await ask(backend, b"EXISTS", keys.head("b")) == 1
+    await ask(backend, b"DEL", keys.head("b"))
+    await clock.advance(3_600)
+    assert await backend.expire(clock.now_us(), 10) == []
+
+
+@pytest.mark.parametrize("exc", [OutcomeUnknown("lost"), Unavailable("no connection")])
+async def test_expired_sessions_are_told_of_though_their_entries_stay(
+    direct: Direct, backend: RedisBackend, clock: ManualClock, monkeypatch: pytest.MonkeyPatch, exc: Exception
+) -> None:
+    """The indexes cannot be cleaned up: that holds nothing back, and nothing is told twice."""
+    await direct.create("s", ttl_us=SECOND)
+    await clock.advance(2)
+    link = backend._open_store().janitor._link
+    send = link.send
+
+    async def without_clean_up(commands: Sequence[Command]) -> list[Any]:
+        if commands[0].arguments[0] == b"ZREM":
+            raise exc
+        return await send(commands)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(link, "send", without_clean_up)
+        assert [gone.id for gone in await backend.expire(clock.now_us(), 10)] == ["s"]
+    assert await backend.expire(clock.now_us(), 10) == []
+    assert await direct.listed() == []
 
 
 async def test_markers_of_sessions_do_not_stay(backend: RedisBackend, direct: Direct, keys: Keys) -> None:

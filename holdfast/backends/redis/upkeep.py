@@ -7,20 +7,27 @@ from collections.abc import Sequence
 from struct import Struct
 from typing import Final, NamedTuple
 
+import structlog
+
 from holdfast.backends.base import Expired, Marker, TrimPolicy
 from holdfast.backends.redis.index import Index, checked
 from holdfast.backends.redis.keys import SHARDS, Entry, Keys
 from holdfast.backends.redis.link import Command, Link
 from holdfast.backends.redis.rows import Frames, decode_head, incarnation_bytes
 from holdfast.backends.redis.scripts import EXPIRE, TRIM, call, run
+from holdfast.errors import HoldfastError
 
 __all__ = ["Janitor", "Trimmer"]
+
+_log: Final = structlog.stdlib.get_logger("holdfast.redis")
 
 _EXPIRE: Final = Struct(">16sddd")
 _TRIM: Final = Struct(">ddd")
 _DOUBLE: Final = Struct(">d")
 
 _MARKER_MS: Final = 3_600 * 1_000
+_TRIED_AGAIN_US: Final = 15 * 60 * 1_000_000
+"""After so long, sessions that could not be removed: their keys are another program's, or rights are missing."""
 _TRIMMED_AT_ONCE: Final = 100
 """Sessions that one call of the script looks at."""
 
@@ -53,24 +60,34 @@ class Janitor:
 
     async def expire(self, now_us: int, limit: int) -> list[Expired]:
         async with self._turns:
-            if self._unfinished is not None:
-                await self._remove(self._unfinished)
-            while len(self._gone) < limit:
-                entries = await self._index.expiring(self._link, now_us, limit - len(self._gone))
-                if not entries:
-                    break
-                self._flush += 1
-                self._unfinished = _Removal(Marker(self._lane, 0, self._flush), now_us, entries)
-                await self._remove(self._unfinished)
+            try:
+                await self._remove_expired(now_us, limit)
+            except HoldfastError as exc:
+                if not self._gone:
+                    raise
+                _log.warning("redis.expiry_interrupted", error=str(exc))
             gone, self._gone = self._gone[:limit], self._gone[limit:]
             return gone
 
+    async def _remove_expired(self, now_us: int, limit: int) -> None:
+        """Adds to what is gone, until that is ``limit`` sessions or all. What was added stays if it raises."""
+        if self._unfinished is not None:
+            await self._remove(self._unfinished)
+        while len(self._gone) < limit:
+            entries = await self._index.expiring(self._link, now_us, limit - len(self._gone))
+            if not entries:
+                break
+            self._flush += 1
+            self._unfinished = _Removal(Marker(self._lane, 0, self._flush), now_us, entries)
+            await self._remove(self._unfinished)
+
     async def _remove(self, removal: _Removal) -> None:
-        """Every step may be repeated."""
+        """The sessions, which may be repeated, then their entries: those that are left will be found stale."""
         gone: list[Expired] = []
         removed: list[Entry] = []
-        alive: list[tuple[Entry, int | None]] = []
+        later: list[tuple[Entry, int | None]] = []
         missing: list[Entry] = []
+        failed = 0
         for entry, answer in await self._answers(removal):
             match answer[:1]:
                 case b"R":
@@ -78,15 +95,20 @@ class Janitor:
                     gone.append(Expired(entry.id, entry.incarnation, decode_head(entry.id, answer[1:]).owner))
                 case b"K":
                     ends_us = int(_DOUBLE.unpack_from(answer, 1)[0])
-                    alive.append((entry, None if ends_us < 0 else ends_us))
+                    later.append((entry, None if ends_us < 0 else ends_us))
+                case b"F":
+                    failed += 1
+                    later.append((entry, removal.now_us + _TRIED_AGAIN_US))
                 case _:
                     missing.append(entry)
-        commands = self._index.remove(removed) + self._index.reschedule(alive)
+        self._unfinished = None
+        self._gone += gone
+        if failed:
+            _log.warning("redis.expiry_failed", sessions=failed)
+        commands = self._index.remove(removed) + self._index.reschedule(later)
         if commands:
             checked(await run(self._link, commands))
         await self._index.note_stale(self._link, missing, removal.now_us)
-        self._unfinished = None
-        self._gone += gone
 
     async def _answers(self, removal: _Removal) -> list[tuple[Entry, bytes]]:
         heads = [self._keys.head(entry.id) for entry in removal.entries]

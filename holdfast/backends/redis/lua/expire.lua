@@ -6,7 +6,7 @@
 -- ARGV: 1 the backend's instance (flushes of another one say nothing of ours), flush, now_us, marker's life in ms
 --       2 the incarnation of each
 -- Returns for each a frame: nothing (no such session), 'K' and when it expires (it lives; -1: never),
--- or 'R' and its head (removed).
+-- 'R' and its head (removed), or 'F' (it cannot be read or removed: nothing was done).
 
 local call, pack, unpack = redis.call, struct.pack, struct.unpack
 local ROW = '>c8Bdddddd'
@@ -40,7 +40,9 @@ end
 
 local answers = {}
 for i = 1, #ARGV[2] / 8 do
-  local answer = expire(KEYS[i + 1], string.sub(ARGV[2], 8 * i - 7, 8 * i))
+  -- What fails for one must not keep the marker from telling of the others.
+  local done, answer = pcall(expire, KEYS[i + 1], string.sub(ARGV[2], 8 * i - 7, 8 * i))
+  if not done then answer = 'F' end
   answers[i] = pack('>I4', #answer) .. answer
 end
 local answer = table.concat(answers)
