@@ -15,7 +15,7 @@ import anyio
 import pytest
 
 import holdfast
-from holdfast.backends.base import Batch, Head, LoadRequest, Status
+from holdfast.backends.base import Batch, Head, LoadRequest, Status, TrimPolicy
 from holdfast.backends.redis import RedisBackend
 from holdfast.backends.redis.link import Command
 from holdfast.backends.redis.scripts import FORGET
@@ -106,6 +106,33 @@ async def test_out_of_memory(server: ValkeyServer, direct: Direct) -> None:
     head = await direct.create("s")
     configure(server, maxmemory="1")
     await refused_and_recovers(direct, head, lambda: configure(server, maxmemory="0"), "out of memory")
+
+
+async def test_out_of_memory_things_can_go(
+    server: ValkeyServer, direct: Direct, backend: RedisBackend, clock: ManualClock
+) -> None:
+    """What frees memory works without any: also for a lane that has not written before."""
+    head = await direct.append(await direct.create("s"), "a", "b", "c")
+    doomed, _, _ = [await direct.create(name, ttl_us=ttl) for name, ttl in (("d", None), ("e", SECOND), ("f", SECOND))]
+    alive = await direct.create("alive", ttl_us=SECOND)
+    await clock.advance(2)
+    await direct.one(blind(alive, units=0, accepted_us=alive.active_us, active_us=clock.now_us()))
+    configure(server, maxmemory="1")
+    try:
+        other = Direct(backend, clock)
+        writes = [
+            blind(head, units=0, active_us=clock.now_us(), floor_seq=3),
+            blind(doomed, delete=True),
+            blind(alive, close=True),
+        ]
+        assert {outcome.status for outcome in await other.commit(*writes)} == {Status.COMMITTED}
+        with pytest.raises(Unavailable, match="out of memory"):
+            await other.one(blind(head, events=[new_event("x")]))
+        assert await backend.trim([("s", head.incarnation)], TrimPolicy(), 10) == 2
+        assert sorted(gone.id for gone in await backend.expire(clock.now_us(), 10)) == ["e", "f"]
+        assert await direct.listed() == ["s", "alive"]
+    finally:
+        configure(server, maxmemory="0")
 
 
 async def test_too_few_replicas(server: ValkeyServer, direct: Direct) -> None:

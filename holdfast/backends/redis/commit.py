@@ -23,7 +23,7 @@ from holdfast.backends.redis.index import Index, checked
 from holdfast.backends.redis.keys import Entry, Keys, marker_member, parse_marker_member
 from holdfast.backends.redis.link import Command, Link, Reply
 from holdfast.backends.redis.rows import incarnation_bytes
-from holdfast.backends.redis.scripts import COMMIT, FORGET, call, run
+from holdfast.backends.redis.scripts import COMMIT, FORGET, FREE, PUT, Script, call, run
 from holdfast.backends.redis.writes import OUTCOME_BYTES, decode_outcomes, encode_batch, encode_write
 from holdfast.errors import HoldfastError, OutcomeUnknown, Rejected, StoreError, Unavailable
 
@@ -49,6 +49,7 @@ class _Prepared(NamedTuple):
     heads: list[bytes]
     writes: list[bytes]
     creates: list[tuple[Entry, int | None]]
+    script: Script
 
 
 class Committer:
@@ -135,6 +136,7 @@ class Committer:
                 for head in (write.create for write in batch.writes)
                 if head is not None
             ],
+            COMMIT if any(map(_needs_memory, batch.writes)) else FREE,
         )
 
     async def _execute(self, prepared: _Prepared) -> list[Outcome]:
@@ -151,7 +153,7 @@ class Committer:
         batch = prepared.batch
         common = encode_batch(batch, self._instance, marker_ms=_LANE_MARKER_MS, margin_us=self._margin_us)
         keys = [self._keys.marker(*batch.marker[:2]), *self._link.declared(prepared.heads)]
-        commit = call(COMMIT, keys, common, len(prepared.writes), b"".join(prepared.writes))
+        commit = call(prepared.script, keys, common, len(prepared.writes), b"".join(prepared.writes))
         replies = await run(self._link, [*before, commit, self._hint(batch)])
         answer = _answers(replies[len(before) : len(before) + 1])[0]
         _must_be_done(replies[: len(before)])
@@ -174,7 +176,7 @@ class Committer:
         answer = b"".join(outcomes)
         key = self._keys.marker(*batch.marker[:2])
         value = _MARKER.pack(self._instance, batch.marker.flush, batch.now_us) + answer
-        leave_marker = Command(key, (b"SET", key, value, b"PX", _LANE_MARKER_MS))
+        leave_marker = call(PUT, [key], b"SET", value, b"PX", _LANE_MARKER_MS)
         # The entries again: they may have been taken for stale just before the sessions were there.
         after = [leave_marker, *self._index.add(prepared.creates)]
         try:
@@ -188,12 +190,12 @@ class Committer:
         heads = [prepared.heads[number] for number in group]
         marker = self._keys.session_marker(heads[0], prepared.batch.marker)
         writes = b"".join([prepared.writes[number] for number in group])
-        return call(COMMIT, [marker, *self._link.declared(heads)], common, len(group), writes)
+        return call(prepared.script, [marker, *self._link.declared(heads)], common, len(group), writes)
 
     def _register(self, marker: Marker) -> list[Command]:
         if marker[:2] in self._registered:
             return []
-        return [Command(self._keys.markers, (b"SADD", self._keys.markers, marker_member(marker.writer, marker.lane)))]
+        return [call(PUT, [self._keys.markers], b"SADD", marker_member(marker.writer, marker.lane))]
 
     def _hint(self, batch: Batch) -> Command:
         """Tells the other instances which sessions were written to. Goes with the lane's marker; it may fail."""
@@ -228,6 +230,11 @@ class Committer:
             for entry, incarnation in zip(entries, found, strict=True)
             if incarnation != incarnation_bytes(entry.incarnation)
         ]
+
+
+def _needs_memory(write: SessionWrite) -> bool:
+    """Touches, floors, closing and deletion do not, or next to none."""
+    return bool(write.create is not None or write.sets or write.events or write.metadata is not None)
 
 
 def _answers(replies: Sequence[Reply]) -> list[bytes]:

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 from holdfast.backends.redis.errors import translate
 from holdfast.backends.redis.keys import SHARDS, Entry, Keys, by_shard, shard_of
 from holdfast.backends.redis.link import Command, Link, Reply
-from holdfast.backends.redis.scripts import STALE, call, run
+from holdfast.backends.redis.scripts import PUT, STALE, call, run
 
 __all__ = ["Index", "Page", "checked"]
 
@@ -79,7 +79,7 @@ class Index:
             if expires_us is None:
                 commands.append(_zrem(key, [entry.member]))
             else:
-                commands.append(Command(key, (b"ZADD", key, b"XX", b"%d" % expires_us, entry.member)))
+                commands.append(call(PUT, [key], b"ZADD", b"XX", b"%d" % expires_us, entry.member))
         return commands
 
     async def note_stale(self, link: Link, entries: Iterable[Entry], now_us: int) -> None:

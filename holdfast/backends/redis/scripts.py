@@ -12,7 +12,7 @@ from redis.exceptions import NoScriptError, ResponseError
 from holdfast.backends.redis.link import Argument, Command, Link, Reply
 from holdfast.errors import OutcomeUnknown, Unavailable
 
-__all__ = ["COMMIT", "EVENTS", "EXPIRE", "FORGET", "LOAD", "STALE", "TRIM", "Script", "call", "run"]
+__all__ = ["COMMIT", "EVENTS", "EXPIRE", "FORGET", "FREE", "LOAD", "PUT", "STALE", "TRIM", "Script", "call", "run"]
 
 
 class Script(NamedTuple):
@@ -21,18 +21,24 @@ class Script(NamedTuple):
 
 
 def _read(name: str) -> Script:
-    source = (files("holdfast.backends.redis") / "lua" / f"{name}.lua").read_bytes()
+    return _script((files("holdfast.backends.redis") / "lua" / f"{name}.lua").read_bytes())
+
+
+def _script(source: bytes) -> Script:
     return Script(source, sha1(source).hexdigest().encode())  # noqa: S324 - it's the server's name for it
 
 
 COMMIT: Final = _read("commit")
+FREE: Final = _script(COMMIT.source.replace(b"#!lua\n", b"#!lua flags=allow-oom\n", 1))
+"""`COMMIT`, when the server is out of memory too."""
 EVENTS: Final = _read("events")
 EXPIRE: Final = _read("expire")
 FORGET: Final = _read("forget")
 LOAD: Final = _read("load")
+PUT: Final = _read("put")
 STALE: Final = _read("stale")
 TRIM: Final = _read("trim")
-_ALL: Final = (COMMIT, EVENTS, EXPIRE, FORGET, LOAD, STALE, TRIM)
+_ALL: Final = (COMMIT, EVENTS, EXPIRE, FORGET, FREE, LOAD, PUT, STALE, TRIM)
 
 
 def call(script: Script, keys: Sequence[bytes], *arguments: Argument) -> Command:

@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- Removes those of the sessions that are expired. A second call for the same flush of the same lane
 -- changes nothing and gives the first one's answer.
 --

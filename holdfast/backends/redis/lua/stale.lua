@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- Takes note of index entries whose session was not found, and removes those of which that was noted
 -- long ago. Not at once: the entry is written before its session, which may be on its way.
 --

@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- Raises first_seq by age and size, and deletes events below it, oldest first.
 --
 -- KEYS: the head of each session; more may follow, see keys.py.
