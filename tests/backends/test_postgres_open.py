@@ -266,6 +266,7 @@ def test_role_is_named_as_it_is() -> None:
         ("53100", Unavailable, Unavailable),
         ("53300", Unavailable, Unavailable),
         ("54000", Rejected, Rejected),
+        ("55000", Unavailable, Unavailable),
         ("55P03", Unavailable, Unavailable),
         ("57014", Unavailable, Unavailable),
         ("57P01", Unavailable, OutcomeUnknown),

@@ -75,6 +75,7 @@ class Load:
         self.acknowledged: dict[str, list[str]] = {session.id: [] for session in sessions}
         self.sent: dict[str, int] = {session.id: 0 for session in sessions}
         self.errors = list[HoldfastError]()
+        self.durability: Durability | None = None
         self.blocked_s = 0.0
         """For so long the test itself has held the event loop up."""
         self._sessions = sessions
@@ -90,7 +91,7 @@ class Load:
             number = self.sent[session.id] = self.sent[session.id] + 1
             began = time.monotonic() - self.blocked_s
             try:
-                await session.append(number, deadline_s=deadline_s)
+                await session.append(number, deadline_s=deadline_s, durability=self.durability)
             except StoreError as exc:
                 self.errors.append(exc)
                 assert time.monotonic() - self.blocked_s - began < deadline_s + 1.0, exc
@@ -171,7 +172,10 @@ async def test_outage_under_load(server: PostgresServer, how: str) -> None:
 
 
 async def test_replica_is_promoted(server: PostgresServer) -> None:
-    """P1 at "replicated": the primary dies for good; the engine goes on with its replica, and nothing is lost."""
+    """P1 at "replicated": the primary dies for good; the engine goes on with its replica, and nothing is lost.
+
+    The replica has none itself: it takes what asks for no more than it can do.
+    """
     with own_server(SAFE) as primary, server_folder() as folder:
         await sql(primary.url(), "ALTER SYSTEM SET synchronous_standby_names = '*'", fetch=False)
         replica = PostgresServer(embedded_binaries(), folder, SAFE)
@@ -183,7 +187,7 @@ async def test_replica_is_promoted(server: PostgresServer) -> None:
                 f"postgresql://holdfast:{PASSWORD}@/postgres"
                 f"?host=127.0.0.1%2C127.0.0.1&port={primary.port}%2C{replica.port}"
             )
-            patient = WriterConfig(commit_timeout_s=2.0, read_timeout_s=2.0, retry_for_s=20.0, breaker_cooldown_s=0.1)
+            patient = WriterConfig(commit_timeout_s=2.0, read_timeout_s=2.0, retry_for_s=5.0, breaker_cooldown_s=0.1)
             async with supervisor(dsn, durability=Durability.REPLICATED, writer=patient) as store:
                 load = Load([await store.create() for _ in range(10)])
                 async with anyio.create_task_group() as tasks:
@@ -193,11 +197,26 @@ async def test_replica_is_promoted(server: PostgresServer) -> None:
                     replica.promote()
                     await sql(replica.url(), "ALTER SYSTEM SET synchronous_standby_names = ''", fetch=False)
                     await sql(replica.url(), "SELECT pg_reload_conf()")
+                    await load.failed()
+                    load.durability = Durability.DISK
                     await load.more()
                     load.stop()
                 await load.verify()
         finally:
             replica.stop()
+
+
+async def test_replication_that_is_no_more_is_not_promised(server: PostgresServer, clock: ManualClock) -> None:
+    """P1: the server is set up otherwise since the store was opened: nothing is stored, and the error is clear."""
+    async with opened(server.url(), new_schema()) as make:
+        direct = Direct(await make(), clock)
+        head = await direct.create("s")
+        with pytest.raises(Unavailable, match="synchronous_standby_names"):
+            await direct.commit(blind(head, events=[new_event("x")]), durability=Durability.REPLICATED)
+        assert await direct.backend.resolve(direct.last_marker) is None
+        assert await direct.events(head) == []
+        await direct.commit(blind(head, events=[new_event("x")]), durability=Durability.DISK)
+        assert len(await direct.events(head)) == 1
 
 
 # --- hints -----------------------------------------------------------------------

@@ -31,6 +31,7 @@ _TABLE: Final[dict[str, tuple[type[StoreError], str]]] = {
     "53300": (Unavailable, "the database takes no more connections"),
     "54": (Rejected, "a limit of the database is exceeded"),
     "55": (Unavailable, "a lock is not to be had now"),
+    "55000": (Unavailable, "the database is not set up for this now"),
     "57": (Unavailable, "the database is shutting down or starting up"),
     "57014": (Unavailable, "the statement took longer than allowed"),
     "58": (Unavailable, "an I/O error of the database"),

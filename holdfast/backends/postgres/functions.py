@@ -68,6 +68,10 @@ DECLARE
     v_deletes boolean;
 BEGIN
     PERFORM set_config('synchronous_commit', p_sync, true), @set_up();
+    -- Set up otherwise since the store was opened, or another server: it would not wait for anybody.
+    IF p_sync = 'on' AND current_setting('synchronous_standby_names') = '' THEN
+        RAISE EXCEPTION 'synchronous_standby_names is empty' USING ERRCODE = '55000';
+    END IF;
     -- The marker is the fence: from here on `resolve` waits for this transaction; a flush that it has
     -- declared void comes too late.
     INSERT INTO @markers AS m (writer, lane, flush, voided, sync, time_us)

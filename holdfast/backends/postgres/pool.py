@@ -45,7 +45,8 @@ class Pool:
         """``function(connection)``, with a time limit on the whole.
 
         A cancelled caller leaves at once; what was begun goes on to its end nevertheless, and what still waits
-        for a connection is given up. ``commits``: an error after it began leaves its outcome open, if the error does not say otherwise.
+        for a connection is given up. ``commits``: an error after it began leaves its outcome open, if the error
+        does not say otherwise.
 
         Raises: `Overloaded` if no connection becomes free, and what driver errors mean.
         """
