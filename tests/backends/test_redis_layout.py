@@ -255,6 +255,34 @@ async def test_a_second_create_of_a_session_leaves_its_entries(direct: Direct, c
     assert [gone.id for gone in await direct.backend.expire(clock.now_us(), 10)] == ["s"]
 
 
+async def test_trim_by_bytes_takes_turns(
+    direct: Direct, backend: RedisBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sizes of many events are looked at by several calls of the script, with the same result as by one."""
+    heads = [await direct.create(name) for name in "ab"]
+    for head in heads:
+        for _ in range(6):
+            await direct.append(head, *["x" * 10] * 2_000)
+    calls = 0
+    send = (link := backend._open_store().trimmer._link).send
+
+    async def counted(commands: Sequence[Command]) -> list[Any]:
+        nonlocal calls
+        calls += 1
+        return await send(commands)
+
+    monkeypatch.setattr(link, "send", counted)
+    sessions = [(head.id, head.incarnation) for head in heads]
+    length = len(new_event("x" * 10).raw)
+    assert await backend.trim(sessions, TrimPolicy(max_bytes=length * 11_000), 100_000) == 2_000
+    assert 3 <= calls <= 8
+    for head in heads:
+        found = await direct.head(head.id)
+        assert (found.first_seq, found.last_seq) == (1_001, 12_000)
+        assert await ask(backend, b"LLEN", backend._keys.head(head.id)[:-1] + b"e") == 11_000
+    assert await backend.trim(sessions, TrimPolicy(max_bytes=length * 11_000), 100_000) == 0
+
+
 @pytest.mark.parametrize("foreign", ["HSET k v", "SET short"])
 async def test_expiry_beside_another_programs_key(
     direct: Direct, backend: RedisBackend, keys: Keys, clock: ManualClock, foreign: str

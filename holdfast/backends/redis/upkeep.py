@@ -23,11 +23,13 @@ _log: Final = structlog.stdlib.get_logger("holdfast.redis")
 
 _EXPIRE: Final = Struct(">16sddd")
 _TRIM: Final = Struct(">ddd")
+_SIGHT: Final = Struct(">8sdd")
 _DOUBLE: Final = Struct(">d")
 
 _MARKER_MS: Final = 3_600 * 1_000
 _TRIED_AGAIN_US: Final = 15 * 60 * 1_000_000
 """After so long, sessions that could not be removed: their keys are another program's, or rights are missing."""
+_TO_GO_ON: Final = -2
 _TRIMMED_AT_ONCE: Final = 100
 """Sessions that one call of the script looks at."""
 
@@ -132,6 +134,16 @@ class Janitor:
         return self._keys.session_marker(head, removal.marker)
 
 
+class _Trim(NamedTuple):
+    """What is to be trimmed, and how far earlier calls got: the bytes of its events from ``below`` on (0: none)."""
+
+    number: int
+    id: str
+    incarnation: int
+    below: float = 0
+    size: float = 0
+
+
 class Trimmer:
     """Deletes dropped events. A sweep over all sessions goes on where the last one stopped."""
 
@@ -169,25 +181,43 @@ class Trimmer:
         return deleted
 
     async def _trim(self, sessions: Sequence[tuple[str, int]], policy: TrimPolicy, limit: int) -> list[int]:
-        """How many events of each went; -1: there is no such session."""
-        heads = [self._keys.head(session_id) for session_id, _ in sessions]
+        """How many events of each went; -1: there is no such session. Each call of the script does a bounded work."""
+        counts = [0] * len(sessions)
+        left = [_Trim(number, *session) for number, session in enumerate(sessions)]
+        while left:
+            again: list[_Trim] = []
+            deleted = sum(max(count, 0) for count in counts)
+            for trim, (count, below, size) in await self._call(left, policy, limit - deleted):
+                if count == _TO_GO_ON:
+                    again.append(trim._replace(below=below, size=size))
+                else:
+                    counts[trim.number] = int(count)
+            left = again
+        return counts
+
+    async def _call(
+        self, trims: Sequence[_Trim], policy: TrimPolicy, limit: int
+    ) -> list[tuple[_Trim, tuple[float, float, float]]]:
+        heads = [self._keys.head(trim.id) for trim in trims]
         common = _TRIM.pack(
             -1 if policy.min_time_us is None else policy.min_time_us,
             -1 if policy.max_bytes is None else policy.max_bytes,
             limit,
         )
+        requests = [_SIGHT.pack(incarnation_bytes(trim.incarnation), trim.below, trim.size) for trim in trims]
         groups = list(self._link.groups(heads))
         commands = [
             call(
                 TRIM,
                 self._link.declared([heads[number] for number in group]),
                 common,
-                b"".join(incarnation_bytes(sessions[number][1]) for number in group),
+                b"".join([requests[number] for number in group]),
             )
             for group in groups
         ]
-        counts = [0] * len(sessions)
-        for group, answer in zip(groups, checked(await run(self._link, commands)), strict=True):
-            for number, (count,) in zip(group, _DOUBLE.iter_unpack(answer), strict=True):
-                counts[number] = int(count)
-        return counts
+        answers = checked(await run(self._link, commands))
+        return [
+            (trims[number], found)
+            for group, answer in zip(groups, answers, strict=True)
+            for number, found in zip(group, _TRIM.iter_unpack(answer), strict=True)
+        ]
