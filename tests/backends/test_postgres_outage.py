@@ -17,7 +17,7 @@ from holdfast.backends.postgres import PostgresBackend, PostgresConfig
 from holdfast.backends.postgres.driver import connect as connect_to
 from holdfast.backends.postgres.hints import Listener, Notifier, pack, unpack
 from holdfast.config import WriterConfig
-from holdfast.errors import DeadlineExceeded, HoldfastError, StoreError, Unavailable
+from holdfast.errors import DeadlineExceeded, HoldfastError, OutcomeUnknown, StoreError, Unavailable
 from holdfast.supervisor.session import Session
 from holdfast.testing import ManualClock
 from holdfast.testing.contract.direct import Direct, blind, new_event
@@ -216,6 +216,41 @@ async def test_replication_that_is_no_more_is_not_promised(server: PostgresServe
         assert await direct.backend.resolve(direct.last_marker) is None
         assert await direct.events(head) == []
         await direct.commit(blind(head, events=[new_event("x")]), durability=Durability.DISK)
+        assert len(await direct.events(head)) == 1
+
+
+async def test_cancelled_wait_for_a_standby_is_no_success(server: PostgresServer, clock: ManualClock) -> None:
+    """P1: an administrator ends the wait; the server says "committed", and warns that it is so here alone."""
+    cancel = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+    async with opened(server.url(), new_schema()) as make:
+        backend = await make()
+        direct = Direct(backend, clock)
+        head = await direct.create("s")
+        await sql(server.url(), "ALTER SYSTEM SET synchronous_standby_names = 'nobody'", fetch=False)
+        try:
+            await sql(server.url(), "SELECT pg_reload_conf()")
+            await anyio.sleep(0.3)
+
+            async def give_up(call: Callable[[], Any], kind: type[StoreError]) -> None:
+                async with anyio.create_task_group() as tasks:
+
+                    async def wait() -> None:
+                        with pytest.raises(kind, match="standby"):
+                            await call()
+                        tasks.cancel_scope.cancel()
+
+                    tasks.start_soon(wait)
+                    with anyio.fail_after(10):
+                        while True:
+                            await sql(server.url(), cancel)
+                            await anyio.sleep(0.05)
+
+            write = blind(head, events=[new_event("x")])
+            await give_up(lambda: direct.commit(write, durability=Durability.REPLICATED), OutcomeUnknown)
+            await give_up(lambda: backend.resolve(direct.last_marker), Unavailable)
+        finally:
+            await sql(server.url(), "ALTER SYSTEM RESET synchronous_standby_names", fetch=False)
+            await sql(server.url(), "SELECT pg_reload_conf()")
         assert len(await direct.events(head)) == 1
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
 from holdfast.backends.base import Batch, Marker, Outcome, SessionWrite, Status
@@ -11,7 +12,7 @@ from holdfast.backends.postgres.errors import is_taken_id
 from holdfast.backends.postgres.functions import CHANGES, CLOSES, COMMIT_PARAMETERS, DELETES
 from holdfast.backends.postgres.names import Names
 from holdfast.backends.rules import advance, changes_session
-from holdfast.errors import Unavailable
+from holdfast.errors import OutcomeUnknown, StoreError, Unavailable
 from holdfast.model import Durability
 
 __all__ = ["Committer", "arguments", "forget_markers", "resolve"]
@@ -40,7 +41,8 @@ class Committer:
         attempts = _ATTEMPTS
         while True:
             try:
-                row = await connection.fetchrow(self._statement, *values)
+                with _replicated(connection, OutcomeUnknown):
+                    row = await connection.fetchrow(self._statement, *values)
             except Exception as exc:
                 attempts -= 1
                 if not attempts or not is_taken_id(exc):
@@ -50,6 +52,27 @@ class Committer:
         if row[0] is None:
             raise Unavailable("the flush came too late: it was declared void, or a later one of its lane has committed")
         return _outcomes(order, row)
+
+
+@contextmanager
+def _replicated(connection: Connection, otherwise: type[StoreError]) -> Generator[None]:
+    """Raises ``otherwise`` if the server has committed, but was told not to wait for its standby any longer.
+
+    It says so in a warning alone, whose words depend on its language.
+    """
+    given_up = list[object]()
+
+    def hear(_connection: object, message: Any) -> None:
+        if message.server_source_function == "SyncRepWaitForLSN":
+            given_up.append(message)
+
+    connection.add_log_listener(hear)
+    try:
+        yield
+    finally:
+        connection.remove_log_listener(hear)
+    if given_up:
+        raise otherwise("the wait for a standby was cancelled: it may not have the commit")
 
 
 def arguments(batch: Batch) -> tuple[tuple[Any, ...], list[int]]:
@@ -184,7 +207,8 @@ def _outcomes(order: Sequence[int], columns: Sequence[Sequence[int]]) -> list[Ou
 async def resolve(connection: Connection, names: Names, marker: Marker, now_us: int) -> list[Outcome] | None:
     """`Backend.resolve`: waits for the commit if it is under way; if it did not happen, it never will."""
     statement = names.sql("SELECT * FROM @resolve($1, $2, $3, $4)")
-    order, *columns = await connection.fetchrow(statement, *marker, now_us)
+    with _replicated(connection, Unavailable):
+        order, *columns = await connection.fetchrow(statement, *marker, now_us)
     return None if order is None else _outcomes(order, columns)
 
 
