@@ -123,7 +123,7 @@ async def test_watch_connects_again(clock: ManualClock) -> None:
 @pytest.mark.parametrize("kind", ["valkey", "cluster"])
 async def test_hints_that_are_denied(kind: str, clock: ManualClock) -> None:
     """A user without rights on channels: commits succeed all the same, and the log says, once, that nobody listens."""
-    with own_server(ALWAYS | CLUSTER if kind == "cluster" else ALWAYS) as server:
+    with own_server({**ALWAYS, **CLUSTER} if kind == "cluster" else ALWAYS) as server:
         server.command("ACL", "SETUSER", "app", "on", ">secret", "~*", "+@all", "resetchannels")
         backend = create_backend(server.url().replace("redis://", "redis://app:secret@"))
         assert isinstance(backend, RedisBackend)
