@@ -87,7 +87,7 @@ class ValkeyServer:
         self.port = free_port()
         self.bus_port = free_port()
         """Of the cluster's own traffic."""
-        self.socket = folder / "socket"
+        self.socket = Path(tempfile.gettempdir()) / f"holdfast-{self.port}.sock"  # a path may have 107 bytes
         self._binary = binary or valkey_binary()
         self._settings = {
             "bind": "127.0.0.1", "save": "", "dir": str(folder), "unixsocket": str(self.socket),

@@ -276,7 +276,8 @@ class ExpiryContract(StoreBase):
             live = await store.create("live", ttl_s=None)
             await clock.advance(10)
             removed = 0
-            appended = 0
+            await live.append(0)  # so that what takes its time only once is done
+            appended = 1
             async with anyio.create_task_group() as tasks:
 
                 async def write() -> None:
@@ -316,5 +317,5 @@ async def _stored(row: Direct | None, active_us: int, clock: ManualClock) -> Non
         if (await row.head("s")).active_us >= active_us:
             return
         await clock.advance(0.2)
-        await anyio.sleep(0.002)
+        await anyio.sleep(0.02)
     pytest.fail("activity is not stored within four seconds")
