@@ -134,17 +134,14 @@ class SessionActor(Row):
     def _take_many(self, max_units: int, max_bytes: int) -> tuple[SessionWrite, Durability, int] | None:
         write = self._new_write()
         queue, taken, context = self.mailbox.queue, self._taken, self._context
-        max_items, max_keys = context.max_unit_items, context.max_unit_keys
         self._lone = False
-        size = items = keys = seen = 0
+        size = keys = seen = 0
         turn: Turn | None = None
         try:
             for unit in queue:
                 if len(taken) == max_units or write.close or write.delete:
                     break
-                if taken and (
-                    size + unit.size > max_bytes or items + unit.items > max_items or keys + unit.keys > max_keys
-                ):
+                if taken and (size + unit.size > max_bytes or keys + unit.keys > context.max_unit_keys):
                     break
                 if not self.exact and (unit.compute is not None or unit.doubted):
                     break
@@ -160,7 +157,6 @@ class SessionActor(Row):
                         break
                 seen += 1
                 size += unit.size
-                items += unit.items
                 keys += unit.keys
                 if unit.compute is not None and unit.sets:
                     size += sum(map(len, unit.sets.values()))

@@ -33,10 +33,8 @@ class ActorContext(Protocol):
     new_ack: Callable[[], Ack]
     exclusive: bool
     """Nobody else writes to the store."""
-    max_unit_items: int
-    """Keys and events in one `SessionWrite`, unless one unit alone has more."""
     max_unit_keys: int
-    """Of them, keys."""
+    """Keys in one `SessionWrite`, unless one unit alone has more."""
 
     def schedule(self, actor: SessionActor, /) -> None:
         """Queue the actor with its writer lane for a turn."""

@@ -86,7 +86,6 @@ class Engine:
             tasks=tasks,
             new_ack=self.new_ack,
             exclusive=self.exclusive,
-            max_unit_items=backend.capabilities.max_unit_items,
             max_unit_keys=backend.capabilities.max_unit_keys,
         )
         self.log = EventLog(

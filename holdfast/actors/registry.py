@@ -80,14 +80,12 @@ class Registry:
         tasks: TaskGroup,
         new_ack: Callable[[], Ack],
         exclusive: bool,
-        max_unit_items: int | None = None,
         max_unit_keys: int | None = None,
     ) -> None:
         self.config = config
         self.clock = clock
         self.new_ack = new_ack
         self.exclusive = exclusive
-        self.max_unit_items = max_unit_items or sys.maxsize
         self.max_unit_keys = max_unit_keys or sys.maxsize
         self.budget = Budget(config.actors, new_ack)
         self.restart_policy = RestartPolicy(config.restart)

@@ -28,8 +28,8 @@ class Unit(msgspec.Struct, kw_only=True, gc=False):
     durability: Durability
     ack: Ack | None
     """None: nobody waits (a touch, or a write acknowledged on acceptance)."""
-    items: int = 1
-    """Keys and events that it writes (roughly, of one with ``compute``)."""
+    keys: int = 1
+    """Keys that it sets or removes (roughly, of one with ``compute``)."""
     cleared: bool = False
     sets: dict[str, bytes] | None = None
     removes: set[str] | None = None
@@ -57,11 +57,6 @@ class Unit(msgspec.Struct, kw_only=True, gc=False):
     """The sequence number of its first event."""
     dropped_events: int = 0
     """How many events ``floor_seq`` removed."""
-
-    @property
-    def keys(self) -> int:
-        """Of ``items``, those that are no events."""
-        return self.items if self.events is None else self.items - len(self.events)
 
 
 Compute = Callable[["StateView", Unit], None]

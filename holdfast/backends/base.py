@@ -60,10 +60,8 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     max_event_bytes: int | None = None
     max_unit_bytes: int | None = None
     """Keys, values and events of one `SessionWrite`."""
-    max_unit_items: int | None = None
-    """Keys set or removed, and events, of one `SessionWrite`."""
     max_unit_keys: int | None = None
-    """Keys set or removed, of one `SessionWrite`: for stores that pack events together, but not keys."""
+    """Keys set or removed, of one `SessionWrite`."""
 
 
 class Head(msgspec.Struct, frozen=True, kw_only=True, gc=False):

@@ -103,7 +103,7 @@ class Bounds(NamedTuple):
     @classmethod
     def of(cls, target: Capabilities, config: WriterConfig) -> Bounds:
         return cls(
-            write_items=min(filter(None, (config.max_session_units, target.max_unit_items, target.max_unit_keys))),
+            write_items=min(config.max_session_units, target.max_unit_keys or config.max_session_units),
             write_bytes=min(config.max_batch_bytes, target.max_unit_bytes or config.max_batch_bytes),
             max_value_bytes=target.max_value_bytes,
             max_event_bytes=target.max_event_bytes,

@@ -40,7 +40,6 @@ class Checks:
         self._max_value_bytes = min(limits.max_value_bytes, capabilities.max_value_bytes or limits.max_value_bytes)
         self._max_event_bytes = min(limits.max_event_bytes, capabilities.max_event_bytes or limits.max_event_bytes)
         self._max_unit_bytes = min(limits.max_unit_bytes, capabilities.max_unit_bytes or limits.max_unit_bytes)
-        self._max_unit_items = capabilities.max_unit_items
         self._max_unit_keys = capabilities.max_unit_keys
         self._good_names: set[str] = {""}
 
@@ -90,14 +89,11 @@ class Checks:
             raise LimitExceeded("metadata", limit=self.limits.max_metadata_bytes, actual=len(raw))
         return raw
 
-    def unit(self, size: int, events: int, items: int) -> None:
-        """``items``: keys and events."""
+    def unit(self, size: int, events: int, keys: int) -> None:
         if size > self._max_unit_bytes:
             raise LimitExceeded("the unit", limit=self._max_unit_bytes, actual=size)
-        if self._max_unit_items is not None and items > self._max_unit_items:
-            raise LimitExceeded("the unit", limit=self._max_unit_items, actual=items, unit="keys and events")
-        if self._max_unit_keys is not None and items - events > self._max_unit_keys:
-            raise LimitExceeded("the unit", limit=self._max_unit_keys, actual=items - events, unit="keys")
+        if self._max_unit_keys is not None and keys > self._max_unit_keys:
+            raise LimitExceeded("the unit", limit=self._max_unit_keys, actual=keys, unit="keys")
         if events > self.limits.max_unit_events:
             raise LimitExceeded("the unit", limit=self.limits.max_unit_events, actual=events, unit="events")
 

@@ -278,6 +278,7 @@ class Session:
             size=len(event.raw) + EVENT_OVERHEAD,
             durability=level,
             ack=engine.new_ack() if level is not Durability.MEMORY else self._ack(level, durability),
+            keys=0,
             events=(event,),
             only_events=True,
         )

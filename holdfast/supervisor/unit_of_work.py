@@ -88,12 +88,12 @@ class UnitOfWork:
     def _grow(self, size: int) -> None:
         if self._sealed:
             raise InvalidInput("the unit's block has ended: what is added now would not be stored")
-        self._checks.unit(self._size + size, len(self._events), self._items)
+        self._checks.unit(self._size + size, len(self._events), self._keys)
         self._size += size
 
     @property
-    def _items(self) -> int:
-        return len(self._sets) + len(self._removes) + len(self._events)
+    def _keys(self) -> int:
+        return len(self._sets) + len(self._removes)
 
     def seal(self) -> None:
         """The block has ended: nothing can be added any more."""
@@ -107,7 +107,7 @@ class UnitOfWork:
 
     def build(self, durability: Durability, ack: Ack | None) -> Unit:
         """The unit for the mailbox."""
-        self._checks.unit(self._size, len(self._events), self._items)
+        self._checks.unit(self._size, len(self._events), self._keys)
         if self._cleared and self._removes:
             self._removes.clear()
         return Unit(
@@ -115,7 +115,7 @@ class UnitOfWork:
             size=self._size + len(self._metadata or b""),
             durability=durability,
             ack=ack,
-            items=self._items,
+            keys=self._keys,
             cleared=self._cleared,
             sets=self._sets or None,
             removes=self._removes or None,

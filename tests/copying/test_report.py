@@ -52,7 +52,7 @@ class Narrow(FaultyBackend):
             names = [*write.sets, *write.removes, *(event.stream + event.type for event in write.events)]
             assert max(values, default=0) <= (limits.max_value_bytes or 1e9)
             assert max(events, default=0) <= (limits.max_event_bytes or 1e9)
-            assert len(values) + len(write.removes) + len(events) <= (limits.max_unit_items or 1e9)
+            assert len(values) + len(write.removes) + len(events) <= (limits.max_unit_keys or 1e9)
             size = sum(values) + sum(events) + sum(len(name.encode()) for name in names)
             assert size <= (limits.max_unit_bytes or 1e9)
         return await super().commit(batch)
@@ -62,7 +62,7 @@ async def test_the_limits_of_the_target_are_kept(
     make_source: Make, source: Backend, target: Backend, clock: ManualClock
 ) -> None:
     await fill_many(make_source, clock)
-    narrow = Narrow(target, max_batch_sessions=4, max_unit_items=5, max_unit_bytes=60, max_event_bytes=20)
+    narrow = Narrow(target, max_batch_sessions=4, max_unit_keys=5, max_unit_bytes=60, max_event_bytes=20)
     report = await Copier(source, narrow, clock=clock).run()
     assert report.complete
     assert await content(target, clock) == await content(source, clock)
@@ -87,7 +87,7 @@ async def test_what_is_too_large_is_named_before_anything_of_its_session_is_writ
         large = await filled.create("large")
         await large.set("big", "x" * 80)
         events = await large.append_many([*range(3_000), "x" * 100])
-    narrow = Narrow(target, max_unit_items=50, **limits)
+    narrow = Narrow(target, max_unit_keys=50, **limits)
     report = await Copier(source, narrow, clock=clock).run()
     assert report.problems == {"large": Problem("large", "too large", what.format(last=events[-1].id))}
     assert narrow.sessions == {"small"}
@@ -105,7 +105,7 @@ async def test_an_earlier_copy_stays_where_a_new_one_would_be_too_large(
         before = await content(target, clock)
         events = await session.append_many([*range(100), "x" * 100])
         await session.delete_events_before(events[10].id)
-    narrow = Narrow(target, max_unit_items=50, max_event_bytes=50)
+    narrow = Narrow(target, max_unit_keys=50, max_event_bytes=50)
     report = await Copier(source, narrow, clock=clock).run()
     assert [problem.kind for problem in report.problems.values()] == ["too large"]
     assert await content(target, clock) == before
