@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Generator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Final
 
-import anyio
 import click
 import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from holdfast.backends.base import Backend
-from holdfast.backends.urls import create_backend
 from holdfast.cli import output
-from holdfast.cli.store import load_settings, open_backend
+from holdfast.cli.store import load_settings, open_backend, open_or_create
 from holdfast.copying import Copier, Phase, Report
 from holdfast.settings import redact
 
@@ -28,7 +25,7 @@ async def copy_store(source_url: str, target_url: str, *, verify: bool, json: bo
     Raises: `ConfigError` for a store that cannot be copied, or both being the same one; `Unavailable`, `SchemaError`.
     """
     source_settings, target_settings = load_settings(source_url, None), load_settings(target_url, None)
-    async with open_backend(source_settings) as source, _open_or_create(target_settings.url) as target:
+    async with open_backend(source_settings) as source, open_or_create(target_settings) as target:
         with _bar() as bar:
             copier = Copier(source, target, target_settings.config.writer, progress=bar.advance)
             bar.total = await copier.count()
@@ -38,18 +35,6 @@ async def copy_store(source_url: str, target_url: str, *, verify: bool, json: bo
     else:
         _print(report)
     return report.complete
-
-
-@asynccontextmanager
-async def _open_or_create(url: str) -> AsyncGenerator[Backend, None]:
-    """The target, which need not be there yet."""
-    backend = create_backend(url)
-    await backend.open()
-    try:
-        yield backend
-    finally:
-        with anyio.CancelScope(shield=True):
-            await backend.close()
 
 
 class _Bar:

@@ -20,7 +20,7 @@ from holdfast.errors import ConfigError, InvalidCursor, SessionNotFound, Unavail
 from holdfast.model import Cursor
 from holdfast.settings import Settings, load, split_url
 
-__all__ = ["find", "load_settings", "now_us", "open_backend", "refuse_missing", "start_seq"]
+__all__ = ["find", "load_settings", "now_us", "open_backend", "open_or_create", "refuse_missing", "start_seq"]
 
 _CLOCK: Final = SystemClock()
 now_us = _CLOCK.now_us
@@ -46,6 +46,13 @@ async def open_backend(settings: Settings) -> AsyncGenerator[Backend, None]:
     Raises: `ConfigError`, `Unavailable` (also for a missing file: a typo must not make a new store), `SchemaError`.
     """
     refuse_missing(split_url(settings.url))
+    async with open_or_create(settings) as backend:
+        yield backend
+
+
+@asynccontextmanager
+async def open_or_create(settings: Settings) -> AsyncGenerator[Backend, None]:
+    """As `open_backend`, of a store that need not be there yet."""
     backend = create_backend(settings.url)
     await backend.open()
     try:

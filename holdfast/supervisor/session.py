@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar, overload
+from typing import Any, ClassVar, TypeVar, overload
 
 from holdfast import codec
 from holdfast.actors.actor import SessionActor
@@ -37,6 +37,9 @@ class Session:
     """
 
     __slots__ = ("_checks", "_engine", "id", "incarnation")
+
+    _unit_of_work: ClassVar[type[UnitOfWork]] = UnitOfWork
+    """What `unit` gives."""
 
     def __init__(self, engine: Engine, checks: Checks, session_id: str, incarnation: int) -> None:
         self._engine = engine
@@ -241,7 +244,7 @@ class Session:
 
         If the block raises, nothing is written. Afterwards ``unit.events`` holds the appended events.
         """
-        work = UnitOfWork(self._checks, self._engine.clock)
+        work = self._unit_of_work(self._checks, self._engine.clock)
         try:
             yield work
         finally:

@@ -6,9 +6,11 @@ from typing import Any
 
 import anyio.lowlevel
 import httpx2
+import pytest
 from mcp.server.mcpserver import Context, MCPServer
 from mcp_types import ElicitRequestedSchema
 
+from holdfast.errors import InvalidInput
 from holdfast.integrations.mcp import current_session
 from tests.integrations.harness import (
     PATH,
@@ -52,6 +54,8 @@ def add_tools(server: MCPServer[Any], gate: Any) -> None:
             unit.clear()
             unit.set("new", 2)
             unit.append({"cleared": True}, stream="own")
+        with pytest.raises(InvalidInput):
+            unit.set("late", 3)
         return len(unit.events)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from mcp.server.context import ServerRequestContext
@@ -15,7 +13,7 @@ from holdfast.errors import InvalidInput
 from holdfast.integrations.mcp.keys import RESERVED
 from holdfast.model import Durability
 from holdfast.supervisor.session import Session
-from holdfast.supervisor.unit_of_work import UnitOfWork, numbered
+from holdfast.supervisor.unit_of_work import UnitOfWork
 from holdfast.waiting import Ack
 
 if TYPE_CHECKING:
@@ -24,39 +22,6 @@ if TYPE_CHECKING:
 __all__ = ["ToolSession", "current_session", "with_session"]
 
 _SCOPE_KEY: Final = "holdfast.session"
-
-
-class ToolSession(Session):
-    """A session as tools see it: without the adapter's own keys, which begin with "mcp:"."""
-
-    __slots__ = ()
-
-    async def keys(self, *, deadline_s: float | None = None) -> list[str]:
-        return [key for key in await super().keys(deadline_s=deadline_s) if _is_own(key)]
-
-    async def state(self, *, deadline_s: float | None = None) -> dict[str, Any]:
-        state = await super().state(deadline_s=deadline_s)
-        return {key: value for key, value in state.items() if _is_own(key)}
-
-    async def clear(self, *, durability: Durability | None = None, deadline_s: float | None = None) -> int:
-        def compute(view: StateView, unit: Unit) -> None:
-            unit.removes = set(filter(_is_own, view.keys()))
-            unit.result = len(unit.removes)
-
-        return int(await self._compute("", compute, durability, deadline_s))
-
-    @asynccontextmanager
-    async def unit(
-        self, *, durability: Durability | None = None, deadline_s: float | None = None
-    ) -> AsyncGenerator[UnitOfWork]:
-        work = _ToolUnit(self._checks, self._engine.clock)
-        yield work
-        if work.is_empty:
-            return
-        level = self._level(durability)
-        unit = work.build(level, self._ack(level, durability))
-        await self._submit(unit, deadline_s)
-        work.events = numbered(unit, self.id, self.incarnation)
 
 
 class _ToolUnit(UnitOfWork):
@@ -71,6 +36,28 @@ class _ToolUnit(UnitOfWork):
     def _clear(self, view: StateView, unit: Unit) -> None:
         unit.removes = set(filter(_is_own, view.keys())) - self._sets.keys()
         unit.sets = self._sets or None
+
+
+class ToolSession(Session):
+    """A session as tools see it: without the adapter's own keys, which begin with "mcp:"."""
+
+    __slots__ = ()
+
+    _unit_of_work = _ToolUnit
+
+    async def keys(self, *, deadline_s: float | None = None) -> list[str]:
+        return [key for key in await super().keys(deadline_s=deadline_s) if _is_own(key)]
+
+    async def state(self, *, deadline_s: float | None = None) -> dict[str, Any]:
+        state = await super().state(deadline_s=deadline_s)
+        return {key: value for key, value in state.items() if _is_own(key)}
+
+    async def clear(self, *, durability: Durability | None = None, deadline_s: float | None = None) -> int:
+        def compute(view: StateView, unit: Unit) -> None:
+            unit.removes = set(filter(_is_own, view.keys()))
+            unit.result = len(unit.removes)
+
+        return int(await self._compute("", compute, durability, deadline_s))
 
 
 def _is_own(key: str) -> bool:
