@@ -77,7 +77,7 @@ def test_wrong_settings_are_named(query: str, field: str) -> None:
     assert "secret" not in str(caught.value)
 
 
-@pytest.mark.parametrize("problem", ["nobody listens", "wrong password", "wrong database", "no TLS files", "no TLS"])
+@pytest.mark.parametrize("problem", ["nobody listens", "wrong password", "wrong database", "no TLS"])
 async def test_what_cannot_be_opened(schema: str, problem: str) -> None:
     """C53: a clear error at once, nothing left behind, no secret told."""
     url = shared_url()
@@ -85,7 +85,6 @@ async def test_what_cannot_be_opened(schema: str, problem: str) -> None:
         "nobody listens": f"postgresql://u:{PASSWORD}@127.0.0.1:{free_port()}/postgres",
         "wrong password": url.replace(PASSWORD, "wrong-secret"),
         "wrong database": url.replace("/postgres", "/nothing", 2).replace("postgresql:/nothing", "postgresql:/"),
-        "no TLS files": f"{url}?sslmode=verify-full&sslrootcert=/nowhere/root.crt",
         "no TLS": f"{url}?sslmode=require",
     }[problem]
     backend = PostgresBackend(PostgresConfig(dsn=dsn, schema=schema))
@@ -95,6 +94,14 @@ async def test_what_cannot_be_opened(schema: str, problem: str) -> None:
     assert "wrong-secret" not in str(caught.value)
     with pytest.raises(StoreClosed):
         await backend.load([LoadRequest("s")])
+
+
+@pytest.mark.parametrize("port", ["x", "1,", "-1"])
+async def test_wrong_port_is_named(port: str) -> None:
+    """In a parameter, as in the URL's usual place."""
+    with pytest.raises(ConfigError) as caught:
+        await create_backend(f"postgresql:///postgres?host=127.0.0.1&port={port}").open()
+    assert caught.value.field == "port"
 
 
 async def test_pooler_is_found_out(schema: str) -> None:

@@ -30,7 +30,7 @@ from holdfast.backends.base import (
 )
 from holdfast.backends.bridge import Bridge
 from holdfast.backends.postgres import commit, reads, upkeep
-from holdfast.backends.postgres.config import PostgresConfig
+from holdfast.backends.postgres.config import PostgresConfig, check_dsn
 from holdfast.backends.postgres.driver import Connection, connect
 from holdfast.backends.postgres.errors import translated
 from holdfast.backends.postgres.facts import Facts, describe, find_facts, is_pooled
@@ -153,6 +153,7 @@ class PostgresBackend:
     async def _connect(self) -> _Open:
         """Look at the server and its schema by a first connection, then make the pool."""
         config = self._config
+        check_dsn(config.dsn)
         with translated():
             connection, pooled = await self._find_way()
             try:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import re
+import ssl
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Final
-from urllib.parse import SplitResult, urlencode, urlunsplit
+from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit, urlunsplit
 
 import msgspec
 
 from holdfast.errors import ConfigError
 from holdfast.settings import redact
 
-__all__ = ["PostgresConfig", "take_dsn"]
+__all__ = ["PostgresConfig", "check_dsn", "take_dsn"]
 
 _SCHEMA: Final = re.compile(r"(?!pg_)[a-z_][a-z0-9_]{0,62}")
 _PREFIX: Final = re.compile(r"([a-z_][a-z0-9_]{0,29})?")
+
+_PORTS: Final = re.compile(r"(\d+(,\d+)*)?")
 
 _DRIVER_PARAMETERS: Final = (
     "host", "port", "user", "password", "database", "dbname", "passfile", "service", "servicefile",
@@ -77,3 +82,34 @@ def take_dsn(url: SplitResult, params: dict[str, str]) -> str:
     """The driver's part of a store URL; its parameters are taken out of ``params``."""
     own: dict[str, str] = {name: params.pop(name) for name in _DRIVER_PARAMETERS if name in params}
     return urlunsplit(("postgresql", url.netloc, url.path, urlencode(own), ""))
+
+
+def check_dsn(dsn: str) -> None:
+    """What the driver would fail at without saying which parameter is at fault.
+
+    Reads the files that the TLS parameters name, as the driver will at each connection. Raises: `ConfigError`.
+    """
+    given = dict(parse_qsl(urlsplit(dsn).query))
+    if not _PORTS.fullmatch(given.get("port", "")):
+        raise ConfigError("port", "must be a number, or one for each host, separated by commas")
+    if given.get("sslmode") == "disable":
+        return
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    for name in ("sslrootcert", "sslcrl"):
+        if name in given:
+            with _unreadable(name, "holds no certificates" if name == "sslrootcert" else "holds no revocation list"):
+                context.load_verify_locations(cafile=given[name])
+    if "sslcert" in given:
+        with _unreadable("sslcert", "does not fit its key: check sslkey and sslpassword"):
+            context.load_cert_chain(given["sslcert"], given.get("sslkey"), lambda: given.get("sslpassword", ""))
+
+
+@contextmanager
+def _unreadable(name: str, otherwise: str) -> Generator[None]:
+    try:
+        yield
+    except ssl.SSLError as exc:
+        raise ConfigError(name, otherwise) from exc
+    except OSError as exc:
+        also = " (or its sslkey)" if name == "sslcert" else ""
+        raise ConfigError(name, f"the file{also} cannot be read: {exc.strerror}") from exc

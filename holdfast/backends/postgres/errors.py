@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -54,7 +55,7 @@ DRIVER_ERRORS: Final[tuple[type[Exception], ...]] = (
 def translate(exc: Exception, *, sent: bool = False) -> HoldfastError:
     """The error to raise ``from exc``. ``sent``: it struck after a commit was sent, which may have been done."""
     if isinstance(exc, asyncpg.ClientConfigurationError):
-        return ConfigError("url", "the driver cannot use it; check host, port, and the TLS parameters")
+        return ConfigError("url", f"the driver cannot use it: {exc}")
     if isinstance(exc, asyncpg.DataError | OverflowError | UnicodeEncodeError) and not isinstance(
         exc, asyncpg.PostgresError
     ):
@@ -66,6 +67,10 @@ def translate(exc: Exception, *, sent: bool = False) -> HoldfastError:
         return Unavailable("no server at this address takes writes")
     if isinstance(exc, TimeoutError):
         return kind("the database does not answer")
+    if isinstance(exc, ssl.SSLCertVerificationError):
+        return kind(f"the database's certificate is not trusted: {exc.verify_message}")
+    if isinstance(exc, ssl.SSLError):
+        return kind(f"TLS with the database failed: {exc.reason or exc.strerror}")
     return kind(f"the connection to the database failed: {exc}")
 
 
