@@ -80,7 +80,7 @@ class Instance:
     async def kill(self) -> None:
         """As SIGKILL: nothing is stored any more, nothing given up, and all tasks end."""
         self.cut_off()
-        self.manager.lease._give_up = anyio.lowlevel.checkpoint
+        self.manager._give_up = anyio.lowlevel.checkpoint
         self._scope.cancel()
         await self.stop()
 

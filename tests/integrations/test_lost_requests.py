@@ -8,7 +8,7 @@ import anyio.lowlevel
 import pytest
 
 from holdfast.integrations.mcp import REQUEST_LOST
-from holdfast.integrations.mcp.keys import REQUEST_KEY
+from holdfast.integrations.mcp.keys import HANDSHAKE_KEY, REQUEST_KEY
 from holdfast.model import Cursor
 from holdfast.supervisor.session import Session
 from tests.integrations.harness import PATH, Events, call, headers, initialize, message, resumed, tool_call
@@ -69,11 +69,13 @@ async def test_another_process_waits_for_the_lease_to_run_out(start: Any, gate: 
     assert is_lost(error)
 
 
-async def test_a_clean_stop_gives_the_lease_up(start: Any, gate: Any) -> None:
+async def test_a_clean_stop_ends_what_still_runs(start: Any, gate: Any) -> None:
     first, second = await start(), await start()
     session_id = await initialize(first.http)
     seen = await begin(first.http, session_id, gate, 1, of=5)
     await first.stop()
+    session = await second.store.require(session_id)
+    assert await session.keys() == [HANDSHAKE_KEY]
     missed = await read_rest(second.http, session_id, seen[-1].id)
     assert "error" in missed[-1].data
     assert missed[-1].data["id"] == 1
@@ -199,18 +201,40 @@ async def test_a_request_cut_off_by_its_own_process_is_ended_for_others(start: A
     assert "error" in missed[-1].data
 
 
-async def test_a_lease_that_ran_out_is_taken_anew(start: Any, gate: Any, clock: Any) -> None:
-    """A process that was paused: others may have declared its requests lost; new ones are safe."""
-    a = await start()
+async def test_a_process_that_was_paused_prolongs_what_nobody_has_ended(start: Any, gate: Any, clock: Any) -> None:
+    """And what another has ended meanwhile it leaves alone."""
+    a, b = await start(), await start()
     session_id = await initialize(a.http)
-    lease = a.manager.lease
-    old = lease.token
-    await lease._session.delete()
-    assert not await lease.alive(old)
-    await lease.prolong()
-    assert await lease.alive(lease.token)
-    assert lease.token != old
-    assert len(await call(a.http, session_id, message("ping", id=1))) == 2
+    seen = [await begin(a.http, session_id, gate, 0, of=1, id=id) for id in (1, 2, 3)]
+    session = await b.store.require(session_id)
+    for id in (1, 2, 3):
+        await session.update(f"{REQUEST_KEY}{id}", lambda record: {**record, "until_us": 0})
+    await session.update(REQUEST_KEY + "3", lambda record: {**record, "lease": "another@1"})
+    assert is_lost((await read_rest(b.http, session_id, seen[0][-1].id))[-1], 1)
+    await a.manager._live[session_id].events.keep()
+    assert await session.get(REQUEST_KEY + "1") is None
+    assert (await session.get(REQUEST_KEY + "2"))["until_us"] > clock.now_us()
+    assert (await session.get(REQUEST_KEY + "3"))["until_us"] == 0
+    async with resumed(b.http, session_id, seen[1][-1].id) as events:
+        gate.let(3)
+        assert "result" in (await events.rest())[-1].data
+
+
+async def test_the_users_sessions_are_all_there_are(start: Any, gate: Any, clock: Any) -> None:
+    """What the adapter notes of its processes is in the sessions that it concerns: in no list, count or bound."""
+    a, b = await start(), await start()
+    expired: list[Any] = []
+    b.store.on_expired(expired.extend)
+    assert await a.store.count() == 0
+    session_id = await initialize(a.http)
+    await begin(a.http, session_id, gate, 1, of=2)
+    assert [info.id for info in (await a.store.list()).sessions] == [session_id]
+    assert [info.id async for info in b.store.scan()] == [session_id]
+    assert await b.store.count() == 1
+    await a.kill()
+    await clock.advance(LEASE_S * 2)
+    assert await b.store.expire() == []
+    assert expired == []
 
 
 async def test_two_ends_stored_are_one_end_read(start: Any, gate: Any) -> None:

@@ -257,7 +257,7 @@ async def test_more_sessions_than_allowed_are_refused(start: Any) -> None:
 
 
 async def test_more_sessions_than_the_store_may_hold_are_refused(start: Any) -> None:
-    config = msgspec.structs.replace(CONFIG, limits=Limits(max_sessions=2))  # one is the server's own lease
+    config = msgspec.structs.replace(CONFIG, limits=Limits(max_sessions=1))
     instance = await start(config=config)
     await initialize(instance.http)
     response = await instance.http.post(PATH, json=message("initialize", INITIALIZE, 1), headers=headers())

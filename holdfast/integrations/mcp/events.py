@@ -25,7 +25,8 @@ from mcp_types import (
 from holdfast.errors import EventGap, HoldfastError, InvalidCursor, InvalidInput
 from holdfast.integrations.mcp.inbox import Inbox
 from holdfast.integrations.mcp.keys import MESSAGE, PRIMING, RESPONSE, STANDALONE
-from holdfast.integrations.mcp.requests import Leases, RequestLog
+from holdfast.integrations.mcp.lease import Lease
+from holdfast.integrations.mcp.requests import RequestLog
 from holdfast.model import Cursor, Event
 
 if TYPE_CHECKING:
@@ -45,12 +46,12 @@ PRIMING_MESSAGE: Final = cast("JSONRPCMessage", None)
 class SessionEventStore(EventStore):
     """Stores and replays the messages of one session's streams.
 
-    With ``leases`` it also records which requests run where, so that a resumed stream whose request
+    With a ``lease`` it also records which requests run where, so that a resumed stream whose request
     died with its process ends with an error (`REQUEST_LOST`) instead of hanging.
     """
 
-    def __init__(self, session: Session, leases: Leases | None = None) -> None:
-        self.requests = RequestLog(session, leases)
+    def __init__(self, session: Session, lease: Lease | None = None) -> None:
+        self.requests = RequestLog(session, lease)
         self.inbox = Inbox(session, self.requests)
         self.primes = False
         """Whether replays send a priming event (`PRIMING_MESSAGE`) where they turn live: the transport and
@@ -176,6 +177,23 @@ class SessionEventStore(EventStore):
         if cursor.stream != STANDALONE and not await self.requests.own(cursor.stream):
             raise InvalidCursor(last_event_id, "foreign")
         return cursor
+
+    @property
+    def under_way(self) -> bool:
+        """Whether a request runs here, or a question waits for its answer."""
+        return bool(self.requests.running or self.inbox.records)
+
+    async def keep(self) -> None:
+        """Tell the other instances that what is under way here is alive; and keep the session so.
+
+        Raises: as a `Session`'s writes.
+        """
+        await self.requests.prolong([*self.requests.records, *self.inbox.records])
+
+    async def end_all(self) -> None:
+        """The session's server has ended here: nobody need wait for what it had under way."""
+        await self.requests.end_all()
+        await self.inbox.remove_records()
 
     def tails(self, stream: str) -> bool:
         """Whether a replay of the stream is going on."""

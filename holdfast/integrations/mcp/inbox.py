@@ -63,6 +63,11 @@ class Inbox:
         self._recorded.add(question)
         self.read(event.seq)
 
+    @property
+    def records(self) -> list[str]:
+        """The keys of the records of what waits for its answer."""
+        return [QUESTION_KEY + question for question in self._recorded & self._asked.keys()]
+
     def awaits(self, question: str) -> bool:
         """Whether this process asked it, and waits for the answer."""
         return question in self._asked
@@ -105,7 +110,7 @@ class Inbox:
             await self._read_on(seq)
         if self._reading is scope:
             self._reading = None
-        await self._remove_records()
+        await self.remove_records()
 
     async def _read_on(self, seq: int) -> None:
         while True:
@@ -137,7 +142,8 @@ class Inbox:
             if isinstance(message, JSONRPCResponse | JSONRPCError):
                 self.settled(name)
 
-    async def _remove_records(self) -> None:
+    async def remove_records(self) -> None:
+        """Of the questions that nobody waits for an answer to any more."""
         done = self._recorded - self._asked.keys()
         self._recorded -= done
         if not done:

@@ -59,6 +59,8 @@ __all__ = ["HoldfastSessionManager"]
 
 _log = structlog.stdlib.get_logger("holdfast.integrations.mcp")
 
+_GIVE_UP_WITHIN_S: Final = 2.0
+"""A store that is away must not hold up the process's end."""
 _MAX_REQUEST_ID: Final = 256
 _PRIMED_SINCE: Final = "2025-11-25"
 """Older clients cannot read an event without data."""
@@ -108,47 +110,53 @@ class HoldfastSessionManager(ManagerSeam):
             max_sessions=max_sessions,
         )
         self._store = store
-        self.lease = Lease(store, name=instance_name, lease_s=lease_s)
+        self.lease = Lease(store.clock, name=instance_name, lease_s=lease_s)
         self._session_options = session_options or {}
         self._live: dict[str, LiveSession] = {}
+        self._cut_off: list[SessionEventStore] = []
+        """Of servers that ended with the manager, with something under way."""
         self._starting = anyio.Lock()
 
     @asynccontextmanager
     async def run(self) -> AsyncGenerator[None, None]:
         """Serve while entered, once. The store must be open."""
-        async with self.lease.held(), super().run():
-            assert self.tasks is not None
-            self.tasks.start_soon(self._keep_alive)
-            yield
+        try:
+            async with super().run():
+                assert self.tasks is not None
+                self.tasks.start_soon(self._keep_alive)
+                yield
+        finally:
+            await self._give_up()
+
+    async def _give_up(self) -> None:
+        """What was under way ends at once, for every instance; if the store is away, when the lease runs out."""
+        with anyio.move_on_after(_GIVE_UP_WITHIN_S, shield=True):
+            async with anyio.create_task_group() as tasks:
+                for events in self._cut_off:
+                    tasks.start_soon(events.end_all)
 
     def new_event_store(self, session: Session) -> SessionEventStore:
         """The event store of a session that is about to be served. A subclass may watch it."""
         return SessionEventStore(session, self.lease)
 
     async def _keep_alive(self) -> None:
-        """Prolong the lease, and keep the sessions whose requests still run."""
+        """Prolong the lease where something is under way, and so keep those sessions."""
         while True:
             await self.lease.pause()
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._prolong)
                 for live in list(self._live.values()):
-                    if live.events.requests.running:
+                    if live.events.under_way:
                         tasks.start_soon(self._keep, live)
-
-    async def _prolong(self) -> None:
-        try:
-            await self.lease.prolong()
-        except HoldfastError as exc:
-            _log.warning("mcp.lease_not_prolonged", error=repr(exc))
 
     async def _keep(self, live: LiveSession) -> None:
         """What takes long is kept alive, and may be cancelled through another instance."""
-        live.transport.hold()
+        if live.events.requests.running:
+            live.transport.hold()
         first_seq = live.events.requests.first_seq
         if first_seq is not None:
             live.events.inbox.read(first_seq)
         try:
-            await live.session.touch()
+            await live.events.keep()
         except SessionNotFound:  # deleted at another instance
             await self.discard(live.session.id, live.transport)
         except HoldfastError as exc:
@@ -348,8 +356,10 @@ class HoldfastSessionManager(ManagerSeam):
 
     def _ended(self, live: LiveSession) -> None:
         self._forget(live)
-        if self.tasks is not None and live.events.requests.running:
-            self.tasks.start_soon(live.events.requests.end_all)
+        if self.tasks is not None:
+            self.tasks.start_soon(live.events.end_all)
+        else:
+            self._cut_off.append(live.events)
 
     def _forget(self, live: LiveSession) -> None:
         if self._live.get(live.session.id) is live:

@@ -2,9 +2,9 @@
 
 Before a request is dispatched, the session gets a record of it under a reserved state key, in the
 same atomic unit as the request's first event: its JSON-RPC id and the lease of the process that
-runs it. The unit that stores the final response removes the record. A record whose lease has ended
-is a request that died with its process: whoever resumes its stream claims the record by
-compare-and-set, and stores an error as the stream's final event.
+runs it, which that process prolongs. The unit that stores the final response removes the record. A
+record whose lease has run out is a request that died with its process: whoever resumes its stream claims
+the record by compare-and-set, and stores an error as the stream's final event.
 
 Where a process was only believed dead, its own response may come second. Readers stop at a
 stream's first response, so every client sees one end, and the same one.
@@ -12,9 +12,9 @@ stream's first response, so every client sees one end, and the same one.
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 import structlog
@@ -22,13 +22,14 @@ from mcp_types import ErrorData, JSONRPCError, RequestId
 
 from holdfast.errors import Conflict, SessionError, StoreError
 from holdfast.integrations.mcp.keys import PRIMING, QUESTION_KEY, REQUEST_KEY, RESPONSE
+from holdfast.integrations.mcp.lease import Lease
 from holdfast.model import Cursor
 
 if TYPE_CHECKING:
     from holdfast.model import Event
     from holdfast.supervisor.session import Session
 
-__all__ = ["REQUEST_LOST", "Leases", "RequestLog"]
+__all__ = ["REQUEST_LOST", "RequestLog"]
 
 _log = structlog.stdlib.get_logger("holdfast.integrations.mcp")
 
@@ -36,32 +37,19 @@ REQUEST_LOST: Final = -32050
 """JSON-RPC error code: the server stopped while it ran this request. Whether it took effect is unknown."""
 
 
-class Leases(Protocol):
-    """What is known of the processes that run requests."""
-
-    @property
-    def token(self) -> str:
-        """Names this process's lease."""
-        ...
-
-    async def alive(self, token: str) -> bool:
-        """Whether the process of another token still holds its lease."""
-        ...
-
-    async def pause(self) -> None:
-        """Wait before looking again."""
-        ...
+class _NotOursError(Exception):
+    """The record is gone, or another process's by now."""
 
 
 class RequestLog:
     """Appends the messages of one session's streams, and keeps the records of its running requests.
 
-    ``leases`` None: no records are kept, and a request that died is never ended.
+    ``lease`` None: no records are kept, and a request that died is never ended.
     """
 
-    def __init__(self, session: Session, leases: Leases | None) -> None:
+    def __init__(self, session: Session, lease: Lease | None) -> None:
         self._session = session
-        self._leases = leases
+        self._lease = lease
         self._admitted: dict[str, RequestId] = {}
         self._dispatched: dict[str, RequestId] = {}
         self._recorded: dict[str, int] = {}
@@ -100,30 +88,48 @@ class RequestLog:
 
         ``asks``: the id of the question that it is; a record says who waits for the answer.
         """
-        begins = self._leases is not None and stream not in self._recorded and type_ != RESPONSE and self.runs(stream)
+        lease = self._lease
+        begins = lease is not None and stream not in self._recorded and type_ != RESPONSE and self.runs(stream)
         ends = type_ == RESPONSE and stream in self._recorded
-        asks = asks if self._leases is not None else None
-        if not begins and not ends and asks is None:
+        if lease is None or not (begins or ends or asks is not None):
             return await self._session.append(data, type=type_, stream=stream)
         async with self._session.unit() as unit:
             if begins:
-                unit.set(REQUEST_KEY + stream, self._record(stream))
+                request_id = self._admitted.get(stream, self._dispatched.get(stream))
+                unit.set(REQUEST_KEY + stream, {"id": request_id, **lease.fields()})
             elif ends:
                 unit.remove(REQUEST_KEY + stream)
             if asks is not None:
-                unit.set(QUESTION_KEY + asks, {"lease": self._token})
+                unit.set(QUESTION_KEY + asks, lease.fields())
             unit.append(data, type=type_, stream=stream)
         if begins:
             self._recorded[stream] = unit.events[0].seq
         return unit.events[0]
 
-    def _record(self, stream: str) -> dict[str, Any]:
-        return {"id": self._admitted.get(stream, self._dispatched.get(stream)), "lease": self._token}
-
     @property
-    def _token(self) -> str:
-        assert self._leases is not None
-        return self._leases.token
+    def records(self) -> list[str]:
+        """The keys of the records of what runs here."""
+        return [REQUEST_KEY + stream for stream in self._recorded if self.runs(stream)]
+
+    async def prolong(self, keys: Iterable[str]) -> None:
+        """Prolong the lease in those of the records that are still there, and ours; the session's life, too.
+
+        Raises: as a `Session`'s writes.
+        """
+        await self._session.touch()
+        lease = self._lease
+        if lease is None:
+            return
+        fields = lease.fields()
+
+        def prolonged(record: dict[str, Any] | None) -> dict[str, Any]:
+            if record is None or not lease.owns(record):
+                raise _NotOursError
+            return {**record, **fields}
+
+        for key in keys:
+            with suppress(_NotOursError):
+                await self._session.update(key, prolonged)
 
     def finished(self, stream: str) -> None:
         """Its response was stored, or could not be: this process is done with it."""
@@ -142,22 +148,22 @@ class RequestLog:
 
     async def waits_elsewhere(self, key: str) -> bool:
         """Whether the record under ``key`` is another process's, which is alive."""
-        if self._leases is None:
+        if self._lease is None:
             return False
         record = await self._session.get(key)
-        return record is not None and record["lease"] != self._token and await self._leases.alive(record["lease"])
+        return record is not None and self._lease.alive_elsewhere(record)
 
     async def pause(self) -> None:
         """Wait before trying again what the store could not do."""
-        if self._leases is not None:
-            await self._leases.pause()
+        if self._lease is not None:
+            await self._lease.pause()
 
     async def end_if_lost(self, cursor: Cursor) -> None:
         """Return once the request of the cursor's stream has ended; end it if nobody runs it any more.
 
         Does not return while it runs somewhere. A passing failure of the store is waited out.
         """
-        if self._leases is None:
+        if self._lease is None:
             return
         while True:
             try:
@@ -174,20 +180,21 @@ class RequestLog:
                 return
             except StoreError as exc:
                 _log.warning("mcp.lost_request_check_failed", session=self._session.id, error=repr(exc))
-            await self._leases.pause()
+            await self._lease.pause()
 
     async def _end_unless_alive(self, cursor: Cursor) -> bool:
         """Raises: `Conflict` if the record changed meanwhile."""
-        assert self._leases is not None
+        lease = self._lease
+        assert lease is not None
         stream, key = cursor.stream, REQUEST_KEY + cursor.stream
         record, version = await self._session.get_versioned(key)
         if record is None:  # it has ended (its response and the record went in one unit), or the record was wiped
             if await self._responded(cursor):
                 return True
             record = {"id": _guess_id(stream)}
-        elif record["lease"] != self._leases.token and await self._leases.alive(record["lease"]):
+        elif lease.alive_elsewhere(record):
             return False
-        await self._session.compare_and_set(key, {**record, "lease": self._leases.token}, version=version)
+        await self._session.compare_and_set(key, {**record, **lease.fields()}, version=version)
         async with self._session.unit() as unit:
             unit.append(_lost(record["id"]), type=RESPONSE, stream=stream)
             unit.remove(key)
@@ -200,7 +207,7 @@ class RequestLog:
 
     async def end_all(self) -> None:
         """The handlers of all running requests are gone: end the requests that got no response."""
-        for stream in self.running:
+        for stream in {**self._recorded, **self._dispatched}:
             self.finished(stream)
             await self.end_if_lost(Cursor(self._session.incarnation, 0, stream))
 
