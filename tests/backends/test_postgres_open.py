@@ -17,6 +17,7 @@ from holdfast.backends.postgres import schema as schema_module
 from holdfast.backends.postgres.driver import connect
 from holdfast.backends.postgres.errors import translate
 from holdfast.backends.postgres.names import Names
+from holdfast.backends.postgres.privileges import FUNCTION_NAMES
 from holdfast.backends.urls import create_backend
 from holdfast.errors import ConfigError, HoldfastError, OutcomeUnknown, Rejected, SchemaError, StoreClosed, Unavailable
 from holdfast.model import Durability
@@ -248,7 +249,7 @@ def test_role_is_named_as_it_is() -> None:
     grants = [line for line in schema_sql("mine", "p_", role='svc@corp"x').splitlines() if line.startswith("GRANT")]
     assert all(line.endswith('TO "svc@corp""x";') for line in grants)
     assert 'GRANT SELECT ON "mine"."p_schema_version" TO "svc@corp""x";' in grants
-    assert len(grants) == 2 + len(schema_module.TABLES)
+    assert len(grants) == 1 + len(schema_module.TABLES) + len(FUNCTION_NAMES)
 
 
 # --- errors ------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from typing import Final
 from holdfast.backends.postgres.driver import Connection
 from holdfast.backends.postgres.functions import FUNCTIONS
 from holdfast.backends.postgres.names import Names
+from holdfast.backends.postgres.privileges import check_privileges, grants
 from holdfast.errors import SchemaError
 
 __all__ = ["STEPS", "TABLES", "prepare", "schema_sql"]
@@ -102,14 +103,7 @@ def schema_sql(schema: str = "holdfast", table_prefix: str = "", *, role: str | 
     names = Names(schema, table_prefix)
     statements = _statements(names, 0, STEPS, schema_exists=False)
     if role is not None:
-        quoted = '"' + role.replace('"', '""') + '"'
-        statements.append(f'GRANT USAGE ON SCHEMA "{schema}" TO {quoted}')
-        # The role's name comes after the tables', as it may hold an @ itself.
-        statements.append(names.sql("GRANT SELECT ON @schema_version TO ") + quoted)
-        statements += [
-            names.sql(f"GRANT SELECT, INSERT, UPDATE, DELETE ON @{table} TO ") + quoted for table in TABLES[1:]
-        ]
-        statements.append(f'GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA "{schema}" TO {quoted}')
+        statements += grants(names, role)
     return "".join(f"{statement};\n" for statement in ["BEGIN", *statements, "COMMIT"])
 
 
@@ -118,7 +112,7 @@ async def prepare(
 ) -> None:
     """Bring the schema up to date, or (not ``migrate``) check that it is.
 
-    Raises: `SchemaError` if it is newer, not ours, or older and not to be migrated.
+    Raises: `SchemaError` if it is newer, not ours, older and not to be migrated, or not ours to use.
     """
     if await _found(connection, names, steps) == len(steps):
         return
@@ -142,7 +136,10 @@ async def prepare(
 
 
 async def _found(connection: Connection, names: Names, steps: Sequence[Sequence[str]]) -> int:
-    """The schema's version; 0 if there is none yet. Raises: `SchemaError` for a newer one."""
+    """The schema's version; 0 if there is none yet.
+
+    Raises: `SchemaError` for a newer one, or one that the role may not use.
+    """
     exists = await connection.fetchval(
         "SELECT EXISTS (SELECT FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace"
         " WHERE n.nspname = $1 AND c.relname = $2)",
@@ -151,6 +148,7 @@ async def _found(connection: Connection, names: Names, steps: Sequence[Sequence[
     )
     if not exists:
         return 0
+    await check_privileges(connection, names)
     found: int = await connection.fetchval(names.sql("SELECT version FROM @schema_version"))
     if found > len(steps):
         raise SchemaError(
