@@ -236,6 +236,8 @@ class SessionActor(Row):
         self.scheduled = False
         if self.mailbox.queue:  # a unit that computes needs the exact state first
             self._recover()
+        else:
+            self._context.look_for_room()
 
     def settle(self, outcome: Outcome) -> None:
         """The commit's outcome for the write of the last `take`."""
@@ -323,9 +325,9 @@ class SessionActor(Row):
             if write.metadata is not None:
                 self._head = msgspec.structs.replace(self._head, metadata=write.metadata)
             self.version = new_version
-        if self.subscribers and write.events:
+        if self.subscribers and write.events and not self.ended:
             self.ring = self.ring or Ring(self._context.config.actors.ring_events)
-            self.ring.extend(write, base_seq)
+            self._context.ring_resized(self.ring.extend(write, base_seq))
         self.last_seq = max(self.last_seq, base_seq + len(write.events))
         self.first_seq = max(self.first_seq, first_seq)
         if first_seq > outcome.base_first_seq:

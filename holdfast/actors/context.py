@@ -57,7 +57,15 @@ class ActorContext(Protocol):
         ...
 
     def resized(self, delta: int) -> None:
-        """Its memory grew by ``delta`` bytes."""
+        """Its state grew by ``delta`` bytes."""
+        ...
+
+    def ring_resized(self, delta: int) -> None:
+        """The recent events that it keeps grew by ``delta`` bytes."""
+        ...
+
+    def look_for_room(self) -> None:
+        """It may have come out of use, otherwise than by its mailbox or its touches."""
         ...
 
     def grown(self, actor: SessionActor) -> None:

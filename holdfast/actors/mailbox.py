@@ -10,7 +10,7 @@ import anyio
 from holdfast.actors.unit import Unit
 from holdfast.config import ActorConfig
 from holdfast.errors import Overloaded
-from holdfast.waiting import Ack
+from holdfast.waiting import Ack, Signal
 
 __all__ = ["Budget", "Mailbox"]
 
@@ -48,6 +48,8 @@ class Budget:
         self.dirty_units = 0
         self.dirty_bytes = 0
         self.refused = 0
+        self.emptied: Signal | None = None
+        """To be set when a mailbox becomes empty; None: nobody waits for that."""
 
     def admits(self, mailbox: Mailbox, size: int) -> bool:
         """Whether a unit fits now. Where nothing is dirty, one unit of any size does."""
@@ -105,6 +107,8 @@ class Budget:
             _wake(mailbox.waiting, units if mailbox.dirty_units else None)
         if self._waiting:
             _wake(self._waiting, units if self.dirty_bytes else None)
+        if self.emptied is not None and not mailbox.dirty_units:
+            self.emptied.set()
 
 
 def _wake(waiting: deque[Ack], count: int | None) -> None:

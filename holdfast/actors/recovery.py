@@ -82,3 +82,4 @@ class Recovery:
         _log.info("actor.restarted", session_id=actor.id, after=repr(crash)[:200])
         actor.restarting = False
         actor.next_turn()
+        context.look_for_room()

@@ -39,6 +39,8 @@ _log = structlog.stdlib.get_logger("holdfast.registry")
 
 
 _SHORTEST_TICK_US = 20_000
+_LOOKS_APART_S = 0.01
+"""A look for room goes over all hot sessions, and under load each flush gives cause for one."""
 
 
 class RegistryStatistics(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,6 +48,9 @@ class RegistryStatistics(msgspec.Struct, frozen=True, kw_only=True):
 
     hot_sessions: int
     hot_bytes: int
+    """State and recent events of the hot sessions: what ``max_hot_bytes`` bounds."""
+    ring_bytes: int
+    """Recent events alone, which are kept for subscribers."""
     subscribed_sessions: int
     dirty_bytes: int
     hydrated: int
@@ -106,11 +111,15 @@ class Registry:
         self.tick_us = round(config.janitor.touch_interval_s * 1_000_000)
         """Activity of reads is stored at most so late; well within the shortest TTL seen."""
         self._touched: set[SessionActor] = set()
+        self._room = Signal(new_ack)
+        """Set when a hot session may have come out of use."""
+        self._room_queue = anyio.Lock()
+        """Held by the first of those who wait for room."""
         self.schedule = writer.schedule
         self._reader = reader
         self._tasks = tasks
         self._loads: dict[str, set[_Load]] = {}
-        self._state_bytes = 0
+        self._state_bytes = self._ring_bytes = 0
         self._hydrated = self._passivated = self._given_up = 0
 
     # Finding and hydrating
@@ -210,6 +219,7 @@ class Registry:
             return self._install(SessionActor(self, snapshot.head, snapshot.state))
         finally:
             loads.discard(load)
+            self._room.set()
             if not loads and self._loads.get(session_id) is loads:
                 del self._loads[session_id]
 
@@ -253,30 +263,52 @@ class Registry:
     # Room for hot sessions
 
     async def make_room(self) -> None:
-        """Passivate until one more session fits.
+        """Passivate until one more session fits; who comes first is served first.
 
         Raises: `Overloaded` if every hot session stays in use for ``overload_wait_s``.
         """
         limits = self.config.actors
-        with anyio.move_on_after(limits.overload_wait_s):
-            while not self._shrink_to(limits.max_hot_sessions - 1):
-                self.store_touches()
-                await anyio.sleep(0.01)
+        fewer = limits.max_hot_sessions - 1
+        if not self._room_queue.locked() and self._shrink_to(fewer):
             return
-        raise Overloaded("max_hot_sessions", limit=limits.max_hot_sessions)
+        with anyio.move_on_after(limits.overload_wait_s):
+            async with self._room_queue:
+                await self._shrunk_to(fewer)
+                return
+        if not self._shrink_to(fewer):  # a subscription that was collected has told nobody
+            raise Overloaded("max_hot_sessions", limit=limits.max_hot_sessions)
+
+    async def _shrunk_to(self, sessions: int) -> None:
+        """As `_shrink_to`, as soon as that is possible. For one task at a time."""
+        self._room = self.budget.emptied = Signal(self.new_ack)
+        try:
+            while not self._shrink_to(sessions):
+                self.store_touches()
+                await self._room.wait()
+                if self._shrink_to(sessions):
+                    return
+                await anyio.sleep(_LOOKS_APART_S)
+        finally:
+            self.budget.emptied = None
+
+    def look_for_room(self) -> None:
+        """A session may have come out of use: whoever waits for room looks again."""
+        self._room.set()
 
     def _shrink_to(self, sessions: int) -> bool:
         """Passivate the coldest until so many are hot, and within the byte budget. False: they are in use."""
         max_bytes = self.config.actors.max_hot_bytes
-        looks = 2 * len(self.hot)
-        while self.hot and (len(self.hot) > sessions or self._state_bytes > max_bytes) and looks:
-            looks -= 1
+        in_use = 0
+        """So many in a row."""
+        while in_use < len(self.hot) and (len(self.hot) > sessions or self._hot_bytes > max_bytes):
             session_id, actor = next(iter(self.hot.items()))
-            if actor.used or not self._may_passivate(actor):
+            passivable = self._may_passivate(actor)
+            if passivable and not actor.used:
+                self._passivate(actor)
+            else:
                 actor.used = False
                 self.hot.move_to_end(session_id)
-            else:
-                self._passivate(actor)
+            in_use = 0 if passivable else in_use + 1
         return len(self.hot) <= sessions
 
     def passivate_idle(self) -> int:
@@ -301,8 +333,19 @@ class Registry:
         if self.hot.get(actor.id) is actor:
             del self.hot[actor.id]
             self._state_bytes -= actor.state_bytes
+        self._drop_ring(actor)
         self._touched.discard(actor)
         self.subscribed.discard(actor)
+        self._room.set()
+
+    def _drop_ring(self, actor: SessionActor) -> None:
+        if actor.ring is not None:
+            self._ring_bytes -= actor.ring.bytes
+            actor.ring = None
+
+    @property
+    def _hot_bytes(self) -> int:
+        return self._state_bytes + self._ring_bytes
 
     # Activity
 
@@ -334,16 +377,20 @@ class Registry:
             self.liveness.set()
         actor.subscribers.add(subscriber)
 
-    def unsubscribe(self, actor: SessionActor, subscriber: Subscriber, *, quietly: bool = False) -> None:
-        """Undo `subscribe`. ``quietly``: tell nobody, which any thread may do."""
-        if actor.subscribers is None:
-            return
-        actor.subscribers.discard(subscriber)
-        if not actor.subscribers:
-            actor.subscribers = actor.ring = None
+    def unsubscribe(self, actor: SessionActor, subscriber: Subscriber) -> None:
+        """Undo `subscribe`."""
+        if actor.subscribers is not None:
+            actor.subscribers.discard(subscriber)
+            self.check_audience(actor)
+
+    def check_audience(self, actor: SessionActor) -> None:
+        """Let go of what is kept for subscribers, if there is none any more."""
+        if actor.subscribers is not None and not actor.subscribers:
+            actor.subscribers = None
+            self._drop_ring(actor)
             self.subscribed.discard(actor)
-            if not quietly:
-                self.audience.set()
+            self.audience.set()
+            self._room.set()
 
     # What actors report (`ActorContext`)
 
@@ -354,9 +401,11 @@ class Registry:
         if not self._touched:
             self.liveness.set()
         self._touched.add(actor)
+        self._room.set()  # to be stored first
 
     def untouched(self, actor: SessionActor) -> None:
         self._touched.discard(actor)
+        self._room.set()
 
     @property
     def has_touches(self) -> bool:
@@ -364,6 +413,9 @@ class Registry:
 
     def resized(self, delta: int) -> None:
         self._state_bytes += delta
+
+    def ring_resized(self, delta: int) -> None:
+        self._ring_bytes += delta
 
     def grown(self, actor: SessionActor) -> None:
         self._note_untrimmed(actor.id, actor.incarnation)
@@ -420,7 +472,8 @@ class Registry:
     def statistics(self) -> RegistryStatistics:
         return RegistryStatistics(
             hot_sessions=len(self.hot),
-            hot_bytes=self._state_bytes,
+            hot_bytes=self._hot_bytes,
+            ring_bytes=self._ring_bytes,
             subscribed_sessions=len(self.subscribed),
             dirty_bytes=self.budget.dirty_bytes,
             hydrated=self._hydrated,

@@ -176,5 +176,7 @@ class _Waker:
         self._registry.unsubscribe(self.actor, self)
 
     def vanish(self) -> None:
-        """As `detach`, from whichever thread collects garbage: wakes nobody."""
-        self._registry.unsubscribe(self.actor, self, quietly=True)
+        """As `detach`, from whichever thread collects garbage: wakes nobody. The keeper does the rest."""
+        subscribers = self.actor.subscribers
+        if subscribers is not None:
+            subscribers.discard(self)

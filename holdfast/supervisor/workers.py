@@ -189,7 +189,6 @@ class Keeper(Worker):
             while registry.has_touches or registry.subscribed:
                 await self._tick()
                 self.renew()
-            registry.audience.set()  # who listened may have been collected, and told nobody
             self.passes += 1
             await registry.liveness.wait()
 
@@ -197,6 +196,9 @@ class Keeper(Worker):
         """Touch each session with a subscriber; wake those whose session ended; store all touches."""
         registry, now_us = self.engine.registry, self.engine.clock.now_us()
         for actor in list(registry.subscribed):
+            registry.check_audience(actor)  # who listened may have been collected, and told nobody
+            if not actor.subscribers:
+                continue
             if actor.expired(now_us):
                 actor.wake_subscribers()
             else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from holdfast.backends.memory import MemoryBackend, MemoryData
 from holdfast.config import ActorConfig, Config, JanitorConfig
 from holdfast.errors import Overloaded
-from holdfast.model import Durability
+from holdfast.model import LATEST, Durability
 from holdfast.supervisor.session import Session
 from holdfast.supervisor.supervisor import Supervisor
 from holdfast.testing import FaultKind, FaultyBackend, ManualClock
@@ -287,3 +288,60 @@ async def test_loads_leave_nothing_behind(store: Supervisor, clock: ManualClock)
         tasks.cancel_scope.cancel()
     hold.release()
     assert store._engine.registry._loads == {}
+
+
+# What recent events take
+
+
+async def test_recent_events_count_as_hot_bytes(backend: FaultyBackend, clock: ManualClock) -> None:
+    async with open_store(backend, clock, ring_events=2) as store:
+        session = await store.create("s")
+
+        def ring_bytes() -> int:
+            registry = store.statistics().registry
+            assert registry.hot_bytes == registry.ring_bytes
+            return registry.ring_bytes
+
+        await session.append("x" * 998)
+        assert ring_bytes() == 0  # nobody listens
+        async with session.subscribe():
+            await session.append("x" * 998)
+            one = ring_bytes()
+            assert 1_000 < one < 1_500
+            await session.append_many(["x" * 998] * 3)
+            assert ring_bytes() == 2 * one
+            await session.append("x" * 98)
+            assert ring_bytes() == 2 * one - 900
+        assert ring_bytes() == 0
+        async with session.subscribe():
+            await session.append("x")
+            assert ring_bytes() > 0
+            await session.delete()
+            assert ring_bytes() == 0
+
+
+async def test_a_collected_subscription_gives_its_recent_events_up(backend: FaultyBackend, clock: ManualClock) -> None:
+    async with open_store(backend, clock) as store:
+        session = await store.create("s")
+        events = session.subscribe(after=LATEST)
+        await session.append("before")
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(anext, events)
+            await clock.settle()
+            await session.append("x")
+        assert store.statistics().registry.ring_bytes > 0
+        del events
+        gc.collect()
+        await clock.advance(2)
+        registry = store.statistics().registry
+        assert (registry.ring_bytes, registry.subscribed_sessions) == (0, 0)
+
+
+async def test_many_recent_events_make_others_passive(backend: FaultyBackend, clock: ManualClock) -> None:
+    async with open_store(backend, clock, max_hot_bytes=5_000) as store:
+        session, other = await store.create("s"), await store.create("other")
+        await other.set("k", "x")
+        async with session.subscribe():
+            await session.append("x" * 6_000)
+            await store.create("third")
+            assert hot(store) == {"s", "third"}

@@ -1,0 +1,116 @@
+"""Waiting for room among the hot sessions: by events, in order, and leaving nothing behind."""
+
+from __future__ import annotations
+
+import anyio
+import pytest
+
+from holdfast.backends.memory import MemoryBackend
+from holdfast.testing import FaultKind, FaultyBackend, ManualClock
+from tests.engine.test_registry import LATER, PATIENCE_S, hot, open_store
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def backend() -> FaultyBackend:
+    return FaultyBackend(MemoryBackend())
+
+
+async def test_a_caller_gets_the_place_of_a_session_that_comes_out_of_use(
+    backend: FaultyBackend, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However it was in use, and without looking again and again."""
+    monkeypatch.setattr("holdfast.actors.registry._LOOKS_APART_S", PATIENCE_S)
+    async with open_store(backend, clock, max_hot_sessions=1, overload_wait_s=PATIENCE_S) as store:
+        session = await store.create("s")
+        async with anyio.create_task_group() as tasks:
+            async with session.subscribe():
+                tasks.start_soon(store.create, "after-subscription")
+                await clock.settle()
+            await clock.settle()
+            assert hot(store) == {"after-subscription"}
+
+            hold = backend.inject(FaultKind.HELD)
+            await (await store.require("after-subscription")).append("x", durability=LATER)
+            await hold.struck()
+            tasks.start_soon(store.require, "s")
+            await clock.settle()
+            assert hot(store) == {"after-subscription"}
+            hold.release()
+            await clock.settle()
+            assert hot(store) == {"s"}
+
+            hold = backend.inject(FaultKind.HELD, "load")
+            tasks.start_soon(store._engine.registry.refresh_head, "s")
+            await hold.struck()
+            tasks.start_soon(store.create, "after-load")
+            await clock.settle()
+            assert hot(store) == {"s"}
+            hold.release()
+            await clock.settle()
+            assert hot(store) == {"after-load"}
+
+
+async def test_a_place_given_up_by_a_deletion_is_taken(backend: FaultyBackend, clock: ManualClock) -> None:
+    async with open_store(backend, clock, max_hot_sessions=1, overload_wait_s=PATIENCE_S) as store:
+        session = await store.create("s")
+        events = session.subscribe()
+        async with anyio.create_task_group() as tasks, events:
+            tasks.start_soon(store.create, "next")
+            await clock.settle()
+            assert hot(store) == {"s"}
+            await session.delete()
+            await clock.settle()
+            assert hot(store) == {"next"}
+
+
+async def test_who_waits_for_room_is_served_in_order(backend: FaultyBackend, clock: ManualClock) -> None:
+    """Also before a newcomer that finds room at once; and who gives up does not hold the others up."""
+    async with open_store(backend, clock, max_hot_sessions=1, overload_wait_s=PATIENCE_S) as store:
+        for name in ("gives-up", "first", "second", "newcomer"):
+            await store.create(name)
+        order = list[str]()
+
+        async def require(name: str) -> None:
+            await store.require(name)
+            order.append(name)
+
+        session = await store.create("s")
+        async with anyio.create_task_group() as tasks:
+            async with session.subscribe():
+                impatient = anyio.CancelScope()
+
+                async def give_up() -> None:
+                    with impatient:
+                        await require("gives-up")
+
+                tasks.start_soon(give_up)
+                await clock.settle()
+                for name in ("first", "second"):
+                    tasks.start_soon(require, name)
+                    await clock.settle()
+                impatient.cancel()
+                await clock.settle()
+                assert order == []
+            tasks.start_soon(require, "newcomer")
+        assert order == ["first", "second", "newcomer"]
+        assert store._engine.registry.budget.emptied is None
+        assert not store._engine.registry._room_queue.locked()
+
+
+async def test_activity_noted_while_somebody_waits_for_room_is_stored_at_once(
+    backend: FaultyBackend, clock: ManualClock
+) -> None:
+    """It would keep its session in use until the keeper's next tick."""
+    async with open_store(backend, clock, max_hot_sessions=1, overload_wait_s=PATIENCE_S) as store:
+        session = await store.create("s", ttl_s=1_000)
+        async with anyio.create_task_group() as tasks:
+            async with session.subscribe():
+                tasks.start_soon(store.create, "next")
+                await clock.settle()
+                clock._elapsed_us += 1_000_000  # without waking the keeper
+                await session.get("k")
+            with anyio.fail_after(PATIENCE_S):
+                while hot(store) != {"next"}:
+                    await anyio.sleep(0)
