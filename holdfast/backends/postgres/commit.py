@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from itertools import repeat
 from typing import Any, Final
 
 from holdfast.backends.base import Batch, Marker, Outcome, SessionWrite, Status
-from holdfast.backends.postgres.driver import Connection
+from holdfast.backends.postgres.appends import APPEND_STATEMENT, append_columns
+from holdfast.backends.postgres.driver import Connection, array_text
 from holdfast.backends.postgres.errors import is_taken_id
 from holdfast.backends.postgres.functions import CHANGES, CLOSES, COMMIT_PARAMETERS, DELETES
 from holdfast.backends.postgres.names import Names
@@ -25,6 +27,11 @@ _SYNC: Final = {
 }
 """``off`` may lose the last commits if the *server* crashes, and nothing if this process does."""
 
+_COMMITTED: Final = Status.COMMITTED
+
+_SENT_AS_TEXT: Final = frozenset({"int[]", "bigint[]", "boolean[]"})
+"""See `array_text`."""
+
 _ATTEMPTS: Final = 5
 """At creations of the same id by several instances in the same moment."""
 
@@ -33,25 +40,38 @@ class Committer:
     """`Backend.commit` on a connection."""
 
     def __init__(self, names: Names) -> None:
-        places = ", ".join(f"${number}" for number in range(1, len(COMMIT_PARAMETERS) + 1))
-        self._statement: Final = names.sql(f"SELECT * FROM @commit({places})")  # noqa: S608
+        places = ", ".join(
+            f"${number}::text::{kind}" if kind in _SENT_AS_TEXT else f"${number}"
+            for number, (_, kind) in enumerate(COMMIT_PARAMETERS, 1)
+        )
+        self._commit: Final = names.sql(f"SELECT * FROM @commit({places})")  # noqa: S608
+        self._append: Final = names.sql(APPEND_STATEMENT)
 
     async def commit(self, connection: Connection, batch: Batch) -> list[Outcome]:
+        appended = append_columns(batch)
+        if appended is not None:
+            order, *columns = await _call(connection, self._append, (*_head(batch), *appended))
+            return _outcomes(order, columns)
         values, order = arguments(batch)
-        attempts = _ATTEMPTS
-        while True:
-            try:
-                with _replicated(connection, OutcomeUnknown):
-                    row = await connection.fetchrow(self._statement, *values)
-            except Exception as exc:
-                attempts -= 1
-                if not attempts or not is_taken_id(exc):
-                    raise
-            else:
-                break
-        if row[0] is None:
-            raise Unavailable("the flush came too late: it was declared void, or a later one of its lane has committed")
-        return _outcomes(order, row)
+        return _outcomes(order, await _call(connection, self._commit, values))
+
+
+async def _call(connection: Connection, statement: str, values: Sequence[Any]) -> Sequence[Any]:
+    """Raises: `Unavailable` if the flush is void."""
+    attempts = _ATTEMPTS
+    while True:
+        try:
+            with _replicated(connection, OutcomeUnknown):
+                row: Sequence[Any] = await connection.fetchrow(statement, *values)
+        except Exception as exc:
+            attempts -= 1
+            if not attempts or not is_taken_id(exc):
+                raise
+        else:
+            break
+    if row[0] is None:
+        raise Unavailable("the flush came too late: it was declared void, or a later one of its lane has committed")
+    return row
 
 
 @contextmanager
@@ -82,10 +102,17 @@ def arguments(batch: Batch) -> tuple[tuple[Any, ...], list[int]]:
     ordered = [batch.writes[place] for place in order]
     writes = [write for write in ordered if write.create is None]
     creations = [write for write in ordered if write.create is not None]
-    writer, lane, flush = batch.marker
-    head = (writer, lane, flush, batch.now_us, _SYNC[batch.durability], batch.max_events, order)
-    columns = (*_existing(writes), *_created(creations, batch.max_events), *_content(ordered))
-    return (*head, *columns), order
+    columns = (order, *_existing(writes), *_created(creations, batch.max_events), *_content(ordered))
+    kinds = (kind for _, kind in COMMIT_PARAMETERS[-len(columns) :])
+    sent = (
+        array_text(column) if kind in _SENT_AS_TEXT else column for column, kind in zip(columns, kinds, strict=True)
+    )
+    return (*_head(batch), *sent), order
+
+
+def _head(batch: Batch) -> tuple[Any, ...]:
+    """What both functions begin with."""
+    return (*batch.marker, batch.now_us, _SYNC[batch.durability], batch.max_events)
 
 
 def _sort_key(write: SessionWrite) -> tuple[bool, int, str]:
@@ -190,15 +217,15 @@ def _content(writes: Sequence[SessionWrite]) -> tuple[list[Any], ...]:
     return (cleared, *removes, *sets, *usual)
 
 
-def _outcomes(order: Sequence[int], columns: Sequence[Sequence[int]]) -> list[Outcome]:
-    """The rows' outcomes in the order of the batch."""
+def _outcomes(order: Sequence[int], columns: Sequence[Any]) -> list[Outcome]:
+    """The rows' outcomes in the order of the batch. Without statuses all are committed."""
+    statuses, *numbers = columns
     outcomes: list[Outcome] = [Outcome(Status.MISSING)] * len(order)
-    statuses, versions, seqs, base_firsts, firsts = columns
     for place, status, version, seq, base_first, first in zip(
-        order, statuses, versions, seqs, base_firsts, firsts, strict=True
+        order, statuses or repeat(_COMMITTED, len(order)), *numbers, strict=True
     ):
-        if status == 0:
-            outcomes[place] = Outcome(Status.COMMITTED, version, seq, base_first, first)
+        if not status:
+            outcomes[place] = Outcome(_COMMITTED, version, seq, base_first, first)
         else:
             outcomes[place] = Outcome(Status(status))
     return outcomes

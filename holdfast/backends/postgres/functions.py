@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from holdfast.backends.postgres.appends import APPEND
+
 __all__ = ["CHANGES", "CLOSES", "COMMIT_PARAMETERS", "DELETES", "FUNCTIONS"]
 
 CHANGES: Final = 1
@@ -52,6 +54,26 @@ BEGIN
 END
 $set_up$"""
 
+_BEGIN_FLUSH: Final = """
+CREATE FUNCTION @begin_flush (p_writer text, p_lane int, p_flush bigint, p_now bigint, p_sync text) RETURNS boolean
+LANGUAGE plpgsql AS $begin_flush$
+BEGIN
+    PERFORM set_config('synchronous_commit', p_sync, true), @set_up();
+    -- Set up otherwise since the store was opened, or another server: it would not wait for anybody.
+    IF p_sync = 'on' AND current_setting('synchronous_standby_names') = '' THEN
+        RAISE EXCEPTION 'synchronous_standby_names is empty' USING ERRCODE = '55000';
+    END IF;
+    -- The marker is the fence: from here on `resolve` waits for this transaction; a flush that it has
+    -- declared void comes too late.
+    INSERT INTO @markers AS m (writer, lane, flush, voided, sync, time_us)
+    VALUES (p_writer, p_lane, p_flush, 0, p_sync, p_now)
+    ON CONFLICT (writer, lane) DO UPDATE
+        SET flush = excluded.flush, sync = excluded.sync, time_us = excluded.time_us
+        WHERE m.flush < excluded.flush AND m.voided < excluded.flush;
+    RETURN FOUND;
+END
+$begin_flush$"""
+
 _COMMIT: Final = """
 CREATE FUNCTION @commit (
     {parameters},
@@ -67,19 +89,7 @@ DECLARE
     v_dropped boolean;
     v_deletes boolean;
 BEGIN
-    PERFORM set_config('synchronous_commit', p_sync, true), @set_up();
-    -- Set up otherwise since the store was opened, or another server: it would not wait for anybody.
-    IF p_sync = 'on' AND current_setting('synchronous_standby_names') = '' THEN
-        RAISE EXCEPTION 'synchronous_standby_names is empty' USING ERRCODE = '55000';
-    END IF;
-    -- The marker is the fence: from here on `resolve` waits for this transaction; a flush that it has
-    -- declared void comes too late.
-    INSERT INTO @markers AS m (writer, lane, flush, voided, sync, time_us)
-    VALUES (p_writer, p_lane, p_flush, 0, p_sync, p_now)
-    ON CONFLICT (writer, lane) DO UPDATE
-        SET flush = excluded.flush, sync = excluded.sync, time_us = excluded.time_us
-        WHERE m.flush < excluded.flush AND m.voided < excluded.flush;
-    IF NOT FOUND THEN
+    IF NOT @begin_flush(p_writer, p_lane, p_flush, p_now, p_sync) THEN
         RETURN;
     END IF;
 
@@ -415,5 +425,5 @@ BEGIN
 END
 $trim$"""
 
-FUNCTIONS: Final = (_SET_UP, _REMOVE, _COMMIT, _RESOLVE, _EXPIRE, _RETAIN, _TRIM)
+FUNCTIONS: Final = (_SET_UP, _REMOVE, _BEGIN_FLUSH, _COMMIT, APPEND, _RESOLVE, _EXPIRE, _RETAIN, _TRIM)
 """In an order in which they can be created."""
