@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from inspect import isawaitable
 from types import EllipsisType, TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
 import anyio
 import msgspec
@@ -23,7 +23,14 @@ from holdfast.backends.reader import ReaderStatistics
 from holdfast.backends.writer import LaneStatistics
 from holdfast.clock import Clock, SystemClock
 from holdfast.config import Config
-from holdfast.errors import HoldfastError, InvalidInput, LimitExceeded, SessionNotFound, StoreClosed
+from holdfast.errors import (
+    DeadlineExceeded,
+    HoldfastError,
+    InvalidInput,
+    LimitExceeded,
+    SessionNotFound,
+    StoreClosed,
+)
 from holdfast.model import Durability, SessionInfo, SessionStatus, new_incarnation, new_session_id
 from holdfast.restart import RestartPolicy
 from holdfast.supervisor.checks import Checks, check_session_id, seconds_to_us
@@ -35,6 +42,7 @@ __all__ = ["DrainReport", "SessionList", "Statistics", "Supervisor"]
 
 _log = structlog.stdlib.get_logger("holdfast.supervisor")
 
+_T = TypeVar("_T")
 _ExpiredSessions = list[Expired]  # within the class, `list` is its method
 ExpiredCallback = Callable[[Sequence[Expired]], Awaitable[None] | None]
 
@@ -401,15 +409,30 @@ class Supervisor:
             except Exception as exc:  # a user's callback
                 _log.error("on_expired.failed", exc_info=exc)
 
-    async def expire(self) -> _ExpiredSessions:
-        """One pass of the janitor now; exactly the sessions that it removed."""
-        _ = self._engine  # raises if it is closed
-        return await self._open_parts.janitor.pass_over()
+    async def expire(self, *, deadline_s: float | None = None) -> _ExpiredSessions:
+        """One pass of the janitor now; exactly the sessions that it removed.
 
-    async def trim(self) -> int:
-        """One pass of the trimmer over all sessions now; how many event rows it deleted."""
+        Raises: `DeadlineExceeded`: what was removed by then is gone, and was told to the callbacks batch by
+        batch; `Unavailable`.
+        """
+        _ = self._engine  # raises if it is closed
+        return await self._by_deadline(deadline_s, self._open_parts.janitor.pass_over)
+
+    async def trim(self, *, deadline_s: float | None = None) -> int:
+        """One pass of the trimmer over all sessions now; how many event rows it deleted.
+
+        Raises: `DeadlineExceeded`: what was deleted by then is gone; `Unavailable`.
+        """
         _ = self._engine
-        return await self._open_parts.trimmer.sweep()
+        return await self._by_deadline(deadline_s, self._open_parts.trimmer.sweep)
+
+    @staticmethod
+    async def _by_deadline(deadline_s: float | None, work: Callable[[], Awaitable[_T]]) -> _T:
+        if deadline_s is None:
+            return await work()
+        with anyio.move_on_after(deadline_s):
+            return await work()
+        raise DeadlineExceeded(deadline_s, stored="unknown")
 
     @property
     def capabilities(self) -> Capabilities:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
 
 import anyio
 import anyio.lowlevel
@@ -17,12 +18,14 @@ import structlog
 
 from holdfast.actors.engine import Engine
 from holdfast.backends.base import Expired, TrimPolicy
-from holdfast.errors import HoldfastError
+from holdfast.errors import HoldfastError, Unavailable
 from holdfast.restart import RestartPolicy
 
 __all__ = ["Janitor", "Keeper", "Passivator", "Trimmer", "Worker", "WorkerStatistics", "supervise"]
 
 _log = structlog.stdlib.get_logger("holdfast.worker")
+
+_T = TypeVar("_T")
 
 _MARKER_AGE_US = 24 * 3600 * 1_000_000
 """Markers of writers that ended without forgetting theirs are dropped after a day."""
@@ -57,6 +60,15 @@ class Worker:
 
     def statistics(self) -> WorkerStatistics:
         return WorkerStatistics(passes=self.passes, done=self.done, failures=self.failures)
+
+    async def ask(self, call: Awaitable[_T]) -> _T:
+        """One call of the backend that changes the store. Raises: `Unavailable` past ``commit_timeout_s``, too."""
+        timeout_s = self.engine.config.writer.commit_timeout_s
+        try:
+            with anyio.fail_after(timeout_s):
+                return await call
+        except TimeoutError as exc:
+            raise Unavailable(f"{self.name}: the store did not answer within {timeout_s:g} s") from exc
 
     async def pause(self, interval_s: float) -> None:
         """Sleep, with jitter, so that several instances do not work in step."""
@@ -106,7 +118,7 @@ class Janitor(Worker):
         while True:
             now_us = engine.clock.now_us()
             await engine.store_touches()  # all activity up to now_us
-            batch = await engine.backend.expire(now_us, batch_size)
+            batch = await self.ask(engine.backend.expire(now_us, batch_size))
             for session in batch:
                 engine.registry.end(session.id, session.incarnation)
             removed += batch
@@ -115,7 +127,7 @@ class Janitor(Worker):
             if len(batch) < batch_size:
                 break
             await anyio.lowlevel.checkpoint()
-        await engine.backend.forget_markers(None, engine.clock.now_us() - _MARKER_AGE_US)
+        await self.ask(engine.backend.forget_markers(None, engine.clock.now_us() - _MARKER_AGE_US))
         self.passes += 1
         self.done += len(removed)
         if removed:
@@ -155,7 +167,7 @@ class Trimmer(Worker):
     async def _trim(self, ids: Sequence[tuple[str, int]] | None) -> int:
         deleted = 0
         while True:
-            count = await self.engine.backend.trim(ids, self._policy(), _TRIM_ROWS)
+            count = await self.ask(self.engine.backend.trim(ids, self._policy(), _TRIM_ROWS))
             deleted += count
             if count < _TRIM_ROWS:
                 break

@@ -12,8 +12,8 @@ from structlog.testing import capture_logs
 
 from holdfast.backends.base import Expired, TrimPolicy
 from holdfast.backends.memory import MemoryBackend, MemoryData
-from holdfast.config import Config, JanitorConfig, RestartConfig, RetentionConfig
-from holdfast.errors import Unavailable
+from holdfast.config import Config, JanitorConfig, RestartConfig, RetentionConfig, WriterConfig
+from holdfast.errors import DeadlineExceeded, Unavailable
 from holdfast.restart import RestartPolicy
 from holdfast.supervisor.supervisor import Supervisor
 from holdfast.supervisor.workers import Worker, supervise
@@ -21,6 +21,7 @@ from holdfast.testing import FaultKind, FaultyBackend, ManualClock
 
 pytestmark = pytest.mark.anyio
 
+PATIENCE_S = 10
 RESTART = RestartConfig(max_restarts=2, within_s=60, backoff_initial_s=0.1, backoff_max_s=5)
 
 
@@ -261,3 +262,33 @@ async def test_keeper_stores_many_reads_as_one_touch(store: Supervisor, backend:
     assert not store._engine.registry.has_touches
     await clock.advance(30)
     assert backend.calls["commit"] == commits + 1
+
+
+@pytest.mark.parametrize("call", ["expire", "trim"])
+async def test_upkeep_on_demand_ends_by_its_deadline(clock: ManualClock, call: str) -> None:
+    """Whatever the store does; and what came first is done."""
+    backend = FaultyBackend(MemoryBackend())
+    async with Supervisor(backend, Config(background=False), clock=clock) as store:
+        await store.create("s", ttl_s=10)
+        await clock.advance(10)
+        hold = backend.inject(FaultKind.HELD, call)
+        with pytest.raises(DeadlineExceeded) as caught:
+            await getattr(store, call)(deadline_s=0.01)
+        assert (caught.value.deadline_s, caught.value.stored) == (0.01, "unknown")
+        hold.release()
+        assert len(await store.expire(deadline_s=PATIENCE_S)) == 1
+        assert await store.trim(deadline_s=PATIENCE_S) == 0
+
+
+@pytest.mark.parametrize("operation", ["expire", "trim", "forget_markers"])
+async def test_a_store_that_does_not_answer_holds_no_worker_up(clock: ManualClock, operation: str) -> None:
+    backend = FaultyBackend(MemoryBackend())
+    config = Config(background=False, writer=WriterConfig(commit_timeout_s=0.01))
+    async with Supervisor(backend, config, clock=clock) as store:
+        hold = backend.inject(FaultKind.HELD, operation)
+        with anyio.fail_after(PATIENCE_S):
+            with pytest.raises(Unavailable, match=r"did not answer within 0\.01 s"):
+                await (store.trim() if operation == "trim" else store.expire())
+            hold.release()
+            assert await store.expire() == []
+            assert await store.trim() == 0
