@@ -10,7 +10,7 @@ import anyio
 import pytest
 from redis.crc import key_slot
 
-from holdfast.backends.base import Head, LoadRequest, Marker, Status
+from holdfast.backends.base import Head, LoadRequest, Marker, Status, TrimPolicy
 from holdfast.backends.redis import RedisBackend
 from holdfast.backends.redis.keys import SHARDS, Keys
 from holdfast.backends.redis.link import Command
@@ -164,6 +164,32 @@ async def test_slots_on_their_way(direct: Direct, backend: RedisBackend, pair: P
     assert await direct.state(name) == {"k": b"1"}
     assert texts(await direct.events(head)) == ["a"]
     await direct.append(head, "b")
+
+
+@pytest.mark.anyio
+async def test_slot_that_begins_to_move(direct: Direct, backend: RedisBackend, pair: Pair, clock: ManualClock) -> None:
+    """All keys of a session are still here, but one that a script removes would be looked for there from then on."""
+    head = await direct.create(new_prefix(), ttl_us=1_000_000)
+    await direct.one(blind(head, sets={"old": (b"1", 1)}, events=[new_event("a")]))
+    before = await direct.head(head.id)
+    slot = str(slot_of(backend, head))
+    here, there = (pair.low, pair.high) if int(slot) < MIDDLE else (pair.high, pair.low)
+    here.command("CLUSTER", "SETSLOT", slot, "MIGRATING", there.command("CLUSTER", "MYID").split(b"\r\n")[1])
+    write = blind(head, cleared=True, sets={"new": (b"2", 1)}, events=[new_event("b")])
+    try:
+        with pytest.raises(Unavailable, match="moving"):
+            await direct.one(write)
+        with pytest.raises(Unavailable, match="moving"):
+            await backend.trim([(head.id, head.incarnation)], TrimPolicy(min_time_us=1), 10)
+        with pytest.raises(Unavailable, match="moving"):
+            await backend.expire(clock.now_us() + 10_000_000, 10)
+        assert await direct.head(head.id) == before
+        assert await direct.state(head.id) == {"old": b"1"}
+    finally:
+        here.command("CLUSTER", "SETSLOT", slot, "STABLE")
+    assert (await direct.one(write)).status is Status.COMMITTED
+    assert await direct.state(head.id) == {"new": b"2"}
+    assert texts(await direct.events(head)) == ["a", "b"]
 
 
 @pytest.mark.anyio

@@ -11,10 +11,9 @@ import pytest
 
 from holdfast.backends.base import Head, Status, TrimPolicy
 from holdfast.backends.redis import RedisBackend
-from holdfast.backends.urls import create_backend
-from holdfast.errors import OutcomeUnknown, Rejected, Unavailable
+from holdfast.errors import OutcomeUnknown, Unavailable
 from holdfast.testing import ManualClock
-from holdfast.testing.contract.direct import Direct, blind, creation, new_event, new_head, texts
+from holdfast.testing.contract.direct import Direct, blind, new_event, texts
 from tests.backends.redis_support import abused_server, behind, proxied
 from tests.servers.proxy import TcpProxy
 from tests.servers.valkey import ValkeyServer, new_prefix, packed
@@ -148,78 +147,6 @@ async def test_forgotten_scripts(server: ValkeyServer, direct: Direct, backend: 
         assert len(await direct.events(head)) == number + 1
     server.command("SCRIPT", "FLUSH")
     assert await backend.expire(0, 10) == []
-
-
-async def test_another_programs_key(server: ValkeyServer, direct: Direct, backend: RedisBackend) -> None:
-    """C47: refused for good; without it, the rest of the batch commits."""
-    head = await direct.create("good")
-    key = backend._keys.head("bad")
-    server.command("RPUSH", key, "x")
-    bad = creation(new_head("bad", 0))
-    with pytest.raises(OutcomeUnknown if server.is_cluster else Rejected):
-        await direct.commit(blind(head, events=[new_event("x")]), bad)
-    with pytest.raises(Rejected, match="another program's"):
-        await direct.commit(bad)
-    server.command("DEL", key)
-    assert (await direct.one(bad)).status is Status.COMMITTED
-
-
-@pytest.mark.parametrize("letter", ["h", "s", "e"])
-async def test_another_programs_keys(server: ValkeyServer, direct: Direct, backend: RedisBackend, letter: str) -> None:
-    """State, events, a head that is too short: refused for good, and nothing of the batch is stored."""
-    one, two = await direct.create("one"), await direct.create("two")
-    key = backend._keys.head("two")[:-1] + letter.encode()
-    server.command("SET", key, "x")
-    bad = blind(two, sets={"k": (b"1", 1)}, events=[new_event("x")])
-    if not server.is_cluster:
-        with pytest.raises(Rejected, match="another program's"):
-            await direct.commit(blind(one, events=[new_event("once")]), bad)
-        assert await direct.events(one) == []
-    with pytest.raises(Rejected, match="another program's"):
-        await direct.one(bad)
-    if letter != "h":
-        with pytest.raises(Rejected, match="another program's"):
-            await direct.one(blind(two, removes=["k"], events=[new_event("x")]))
-        server.command("DEL", key)
-        assert await direct.head("two") == two
-        assert (await direct.one(bad)).status is Status.COMMITTED
-
-
-async def test_another_programs_marker(server: ValkeyServer, direct: Direct, backend: RedisBackend) -> None:
-    head = await direct.create("s")
-    marker = direct.last_marker
-    key = backend._keys.session_marker(backend._keys.head("s"), marker)
-    if not server.is_cluster:
-        key = backend._keys.marker(*marker[:2])
-    server.command("DEL", key)
-    server.command("RPUSH", key, "x")
-    with pytest.raises(Rejected, match="another program's"):
-        await direct.one(blind(head, events=[new_event("x")]))
-    assert await direct.events(head) == []
-
-
-async def test_script_that_breaks_off(server: ValkeyServer, proxy: TcpProxy, clock: ManualClock) -> None:
-    """By a command that it may not use: what it did until then is not known, and not done again."""
-    server.command("ACL", "SETUSER", "app", "on", ">secret", "~*", "&*", "+@all", "-pexpire")
-    backend = create_backend(f"redis://app:secret@127.0.0.1:{proxy.port}/?prefix={new_prefix()}")
-    await backend.open()
-    try:
-        direct = Direct(backend, clock)
-        head = await direct.create("s")
-        mortal = creation(new_head("mortal", clock.now_us(), ttl_us=SECOND), events=[new_event("x")])
-        for batch in ([blind(head, events=[new_event("once")]), mortal], [mortal]):
-            with pytest.raises(OutcomeUnknown):
-                await direct.commit(*batch)
-            for _ in range(3):
-                with pytest.raises(Unavailable):
-                    await backend.resolve(direct.last_marker)
-            assert texts(await direct.events(head)) == ["once"]
-            server.command("DEL", backend._keys.head("mortal"))  # type: ignore[attr-defined]
-        await direct.append(head, "later")
-        assert texts(await direct.events(head)) == ["once", "later"]
-    finally:
-        await backend.close()
-        server.command("ACL", "DELUSER", "app")
 
 
 async def test_restart(server: ValkeyServer, direct: Direct) -> None:

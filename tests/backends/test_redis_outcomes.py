@@ -85,7 +85,7 @@ async def test_lost_connection(
 ) -> None:
     """C43: whether the script ran or not, the flush is completed, exactly once, with its own outcomes."""
     one, two, gone = [await direct.create(name) for name in ("one", "two", "gone")]
-    closed = await direct.create("closed")
+    closed, _ = await direct.create("closed"), await direct.create("taken")
     await direct.one(blind(closed, close=True))
     new = new_head("new", clock.now_us(), owner="o")
     writes = [
@@ -95,7 +95,7 @@ async def test_lost_connection(
         blind(closed, events=[new_event("refused")]),
         blind(new_head("nobody", 0)),
         creation(new),
-        creation(new_head("one", clock.now_us())),
+        creation(new_head("taken", clock.now_us())),
     ]
     if arrived:
         LosesReply(proxy)
@@ -113,7 +113,7 @@ async def test_lost_connection(
     after, versions, events = await everything(direct, one)
     assert (after.version, versions, events) == (3, {"k": 3}, ["a", "b"])
     assert texts(await direct.events(two)) == ["c"]
-    assert await direct.listed() == ["one", "two", "closed", "new"]
+    assert await direct.listed() == ["one", "two", "closed", "taken", "new"]
     assert await direct.listed(owner="o") == ["new"]
     assert not await direct.exists("gone")
 
@@ -138,6 +138,35 @@ async def test_late_packets(server: ValkeyServer, proxy: TcpProxy, direct: Direc
     settled = await everything(direct, head)
     replay(server, recorded)
     assert await everything(direct, head) == settled
+
+
+@pytest.mark.parametrize("arrived", [True, False])
+async def test_lost_connection_of_a_refused_commit(
+    server: ValkeyServer, proxy: TcpProxy, direct: Direct, backend: RedisBackend, arrived: bool
+) -> None:
+    """It is known not to be stored, and stays so: what comes late finds its number taken."""
+    head = await direct.create("s")
+    foreign = backend._keys.head("s")[:-1] + b"e"
+    server.command("SET", foreign, "x")
+    write = blind(head, events=[new_event("once")])
+    recorded: list[bytes] = []
+
+    def record(data: bytes) -> bool:
+        recorded.append(data)
+        return not arrived and is_script(data)
+
+    proxy.cut_at_request(record)
+    proxy.at_reply = lambda data: bool(recorded)
+    with pytest.raises(OutcomeUnknown):
+        await direct.one(write)
+    proxy.at_request = proxy.at_reply = None
+    for _ in range(2):
+        assert await backend.resolve(direct.last_marker) is None
+    server.command("DEL", foreign)
+    replay(server, recorded)
+    assert await direct.head("s") == head
+    assert (await direct.one(write)).status is Status.COMMITTED
+    assert texts(await direct.events(head)) == ["once"]
 
 
 async def test_fence_of_a_lane_that_lost_a_packet(

@@ -30,6 +30,7 @@ from holdfast.backends.redis import server
 from holdfast.backends.redis.cluster import ClusterLink
 from holdfast.backends.redis.commit import Committer
 from holdfast.backends.redis.config import RedisConfig
+from holdfast.backends.redis.errors import BrokenOff
 from holdfast.backends.redis.index import Index, checked
 from holdfast.backends.redis.keys import Keys
 from holdfast.backends.redis.link import Command, Link, Node, SingleLink
@@ -242,6 +243,8 @@ async def _reading(function: Callable[[*Ts], Awaitable[T]], *args: *Ts) -> T:
     for last in (False, True):
         try:
             return await function(*args)
+        except BrokenOff:
+            raise
         except OutcomeUnknown as exc:
             if last or isinstance(exc.__cause__, DriverTimeout):
                 raise Unavailable(str(exc)) from exc

@@ -10,7 +10,7 @@ from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 from redis.exceptions import ClusterDownError, MovedError, ReadOnlyError
 
 from holdfast.backends.redis.config import RedisConfig
-from holdfast.backends.redis.keys import companions
+from holdfast.backends.redis.keys import absent, companions
 from holdfast.backends.redis.link import Argument, Command, Node, Reply
 from holdfast.errors import HoldfastError, OutcomeUnknown, Unavailable
 
@@ -93,8 +93,8 @@ class ClusterLink:
             slots.setdefault(key_slot(key), []).append(number)
         return slots.values()
 
-    def declared(self, heads: Sequence[bytes]) -> list[bytes]:
-        return [*heads, *companions(heads)]
+    def declared(self, heads: Sequence[bytes], *, writes: bool = False) -> list[bytes]:
+        return [*heads, *companions(heads), *([absent(heads[0])] if writes else ())]
 
     def node(self) -> Node:
         return self._node(next((owner for owner in self._owners if owner is not None), self._seed))

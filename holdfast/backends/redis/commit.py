@@ -4,8 +4,10 @@ A script applies the writes and leaves a marker with their outcomes in one atomi
 the same flush finds the marker, changes nothing and gives the same answer; a call that comes late, after a
 later flush of its lane, is refused. So a commit whose outcome is unknown is settled by sending it again.
 
-On one server that is one call for the whole batch. In a cluster it is a call for each slot, with a marker beside
-each session; when all are done, the outcomes of the batch are put into the lane's marker.
+On one server that is one call for the whole batch. In a cluster it is a call for each session, with a marker beside
+it; when all are done, the outcomes of the batch are put into the lane's marker. There, nothing undoes what is done:
+that every session can be written to is looked at before, and one that is refused for good nevertheless, beside others
+that are done, is a `Status.CONFLICT`: nothing of it is done, and tried again it is refused before.
 """
 
 from __future__ import annotations
@@ -18,13 +20,13 @@ import structlog
 
 from holdfast.backends.base import Batch, Marker, Outcome, SessionWrite, Status
 from holdfast.backends.redis.config import RedisConfig
-from holdfast.backends.redis.errors import code_of, is_of_script, translate
+from holdfast.backends.redis.errors import BrokenOff, code_of, is_of_script, translate
 from holdfast.backends.redis.index import Index, checked
-from holdfast.backends.redis.keys import Entry, Keys, marker_member, parse_marker_member
+from holdfast.backends.redis.keys import Entry, Keys, companions, marker_member, parse_marker_member
 from holdfast.backends.redis.link import Command, Link, Reply
-from holdfast.backends.redis.rows import incarnation_bytes
+from holdfast.backends.redis.rows import ROW_BYTES, incarnation_bytes
 from holdfast.backends.redis.scripts import COMMIT, FORGET, FREE, PUT, Script, call, run
-from holdfast.backends.redis.writes import OUTCOME_BYTES, decode_outcomes, encode_batch, encode_write
+from holdfast.backends.redis.writes import decode_outcomes, encode_batch, encode_refusal, encode_write
 from holdfast.errors import HoldfastError, OutcomeUnknown, Rejected, StoreError, Unavailable
 
 __all__ = ["Committer"]
@@ -35,11 +37,16 @@ _MARKER: Final = Struct(">16sdd")
 """The backend's instance, flush and now_us; behind them the outcomes, or `_BROKEN`."""
 _BROKEN: Final = b"B"
 """The script set it before its first change, and failed before it had the outcomes."""
+_REFUSED: Final = b"F"
+"""The script found another program's data."""
 
 _LANE_MARKER_MS: Final = 2 * 24 * 3_600 * 1_000
 """Markers of writers that nobody forgot: by the server's clock, so longer than the engine keeps them."""
 _SESSION_MARKER_MS: Final = 3_600 * 1_000
 """In a cluster: until then, a lost packet that comes late is known for what it is."""
+
+_REMEMBERED: Final = 50_000
+"""Sessions whose keys are not looked at again, about."""
 
 
 class _Prepared(NamedTuple):
@@ -65,6 +72,8 @@ class Committer:
         self._registered: set[tuple[str, int]] = set()
         self._lost: Final[set[tuple[str, int]]] = set()
         """Lanes of which a packet may still arrive: their markers are the fence that it meets."""
+        self._seen: Final[set[bytes]] = set()
+        """In a cluster: heads of sessions whose keys were found to be ours."""
 
     async def commit(self, batch: Batch) -> list[Outcome]:
         """As `Backend.commit`. Whatever ends it but an answer leaves the batch to be resolved."""
@@ -72,7 +81,7 @@ class Committer:
         lane = batch.marker[:2]
         self._unresolved[lane] = prepared
         try:
-            outcomes = await self._execute(prepared)
+            outcomes = await self._execute(prepared, self._checks(prepared))
         except (Unavailable, Rejected):
             del self._unresolved[lane]
             raise
@@ -84,24 +93,34 @@ class Committer:
         return outcomes
 
     async def resolve(self, marker: Marker) -> list[Outcome] | None:
-        """Complete the flush, if it is ours and its outcome is unknown; else look for its marker."""
+        """Complete the flush, if it is ours and its outcome is unknown; else look for its marker.
+
+        Raises: `BrokenOff` if nobody will ever know, or `Unavailable`.
+        """
         lane = marker[:2]
         prepared = self._unresolved.get(lane)
         if prepared is not None and prepared.batch.marker == marker:
             try:
                 outcomes = await self._execute(prepared)
-            except OutcomeUnknown as exc:
-                raise Unavailable(str(exc)) from exc
+            except (OutcomeUnknown, Rejected) as exc:
+                if isinstance(exc, BrokenOff):
+                    raise
+                if not (isinstance(exc, Rejected) and _is_foreign(exc.__cause__)):
+                    raise Unavailable(str(exc)) from exc
+                outcomes = None  # and its markers refuse what comes late
             del self._unresolved[lane]
+            if outcomes is None:
+                return None
             await self._clean_up(prepared, outcomes)
             return outcomes
         key = self._keys.marker(*lane)
         (found,) = checked(await run(self._link, [Command(key, (b"GET", key))]))
         if found is None or _MARKER.unpack_from(found)[1] != marker.flush:
             return None
-        if found[_MARKER.size :] == _BROKEN:
-            raise Unavailable("the commit broke off, and what it did is not known")
-        return decode_outcomes(found[_MARKER.size :])
+        answer = found[_MARKER.size :]
+        if answer.startswith(_BROKEN):
+            raise BrokenOff("the commit broke off, and what it did is not known")
+        return None if answer == _REFUSED else decode_outcomes(answer)
 
     async def forget_markers(self, writer: str | None, before_us: int) -> None:
         """As `Backend.forget_markers`. The server's own expiry ends those of lanes that have lost a packet."""
@@ -139,41 +158,69 @@ class Committer:
             COMMIT if any(map(_needs_memory, batch.writes)) else FREE,
         )
 
-    async def _execute(self, prepared: _Prepared) -> list[Outcome]:
+    def _checks(self, prepared: _Prepared) -> list[Command]:
+        """In a cluster, before the first attempt: are the keys ours? Not of sessions that were looked at before."""
+        if self._link.in_order:
+            return []
+        return [
+            Command(key, (command, key))
+            for write, head in zip(prepared.batch.writes, prepared.heads, strict=True)
+            if write.create is not None or head not in self._seen
+            for command, key in zip((b"STRLEN", b"HLEN", b"LLEN"), [head, *companions([head])], strict=True)
+        ]
+
+    async def _execute(self, prepared: _Prepared, checks: Sequence[Command] = ()) -> list[Outcome]:
         """Raises: `Unavailable` or `Rejected` (nothing is stored), or `OutcomeUnknown`."""
         before = self._register(prepared.batch.marker) + self._index.add(prepared.creates)
         if self._link.in_order:
             answer = await self._execute_in_order(prepared, before)
         else:
-            answer = await self._execute_by_slot(prepared, before)
+            await self._prepare_cluster(before, checks)
+            answer = await self._execute_by_session(prepared)
         self._registered.add(prepared.batch.marker[:2])
         return decode_outcomes(answer)
 
     async def _execute_in_order(self, prepared: _Prepared, before: list[Command]) -> bytes:
         batch = prepared.batch
         common = encode_batch(batch, self._instance, marker_ms=_LANE_MARKER_MS, margin_us=self._margin_us)
-        keys = [self._keys.marker(*batch.marker[:2]), *self._link.declared(prepared.heads)]
+        keys = [self._keys.marker(*batch.marker[:2]), *self._link.declared(prepared.heads, writes=True)]
         commit = call(prepared.script, keys, common, len(prepared.writes), b"".join(prepared.writes))
         replies = await run(self._link, [*before, commit, self._hint(batch)])
-        answer = _answers(replies[len(before) : len(before) + 1])[0]
+        answer = replies[len(before)]
+        if isinstance(answer, Exception):
+            raise _refusal([(batch.writes, answer)]) from answer
         _must_be_done(replies[: len(before)])
-        return answer
+        return bytes(answer)
 
-    async def _execute_by_slot(self, prepared: _Prepared, before: list[Command]) -> bytes:
+    async def _prepare_cluster(self, before: Sequence[Command], checks: Sequence[Command]) -> None:
+        """What comes before the sessions are written to. Raises: `Unavailable` or `Rejected`."""
+        if not (before or checks):
+            return
+        try:
+            replies = checked(await run(self._link, [*before, *checks]))
+        except OutcomeUnknown as exc:  # of these; the commit itself was not sent
+            raise Unavailable(str(exc)) from exc
+        for check, length in zip(checks, replies[len(before) :], strict=True):
+            if check.arguments[0] == b"STRLEN" and 0 < length < ROW_BYTES:
+                raise Rejected("another program's data is in our place")
+        if len(self._seen) > _REMEMBERED:
+            self._seen.clear()
+        self._seen.update(check.key for check in checks if check.key is not None and check.arguments[0] == b"STRLEN")
+
+    async def _execute_by_session(self, prepared: _Prepared) -> bytes:
         batch = prepared.batch
-        if before:
-            try:
-                checked(await run(self._link, before))
-            except OutcomeUnknown as exc:  # of the entries; the commit itself was not sent
-                raise Unavailable(str(exc)) from exc
         common = encode_batch(batch, self._instance, marker_ms=_SESSION_MARKER_MS, margin_us=self._margin_us)
-        groups = list(self._link.groups(prepared.heads))
-        replies = await run(self._link, [self._commit_group(prepared, group, common) for group in groups])
-        outcomes = [b""] * len(prepared.heads)
-        for group, answer in zip(groups, _answers(replies), strict=True):
-            for place, number in enumerate(group):
-                outcomes[number] = answer[place * OUTCOME_BYTES : (place + 1) * OUTCOME_BYTES]
-        answer = b"".join(outcomes)
+        calls = [
+            call(
+                prepared.script,
+                [self._keys.session_marker(head, batch.marker), *self._link.declared([head], writes=True)],
+                common,
+                1,
+                write,
+            )
+            for head, write in zip(prepared.heads, prepared.writes, strict=True)
+        ]
+        answer = b"".join(self._outcomes(prepared, await run(self._link, calls)))
         key = self._keys.marker(*batch.marker[:2])
         value = _MARKER.pack(self._instance, batch.marker.flush, batch.now_us) + answer
         leave_marker = call(PUT, [key], b"SET", value, b"PX", _LANE_MARKER_MS)
@@ -186,11 +233,24 @@ class Committer:
         _must_be_done(replies[: len(after)])
         return answer
 
-    def _commit_group(self, prepared: _Prepared, group: Sequence[int], common: bytes) -> Command:
-        heads = [prepared.heads[number] for number in group]
-        marker = self._keys.session_marker(heads[0], prepared.batch.marker)
-        writes = b"".join([prepared.writes[number] for number in group])
-        return call(prepared.script, [marker, *self._link.declared(heads)], common, len(group), writes)
+    def _outcomes(self, prepared: _Prepared, replies: Sequence[Reply]) -> list[bytes]:
+        """One for each session. Raises: as `_execute`."""
+        writes = prepared.batch.writes
+        refused = [([write], each) for write, each in zip(writes, replies, strict=True) if isinstance(each, Exception)]
+        if not refused:
+            return list(replies)
+        some_done = len(refused) < len(replies)
+        if not (some_done and all(_is_foreign(error) for _, error in refused)):
+            raise _refusal(refused, some_done=some_done) from refused[0][1]
+        outcomes = list[bytes]()
+        for write, head, reply in zip(writes, prepared.heads, replies, strict=True):
+            if isinstance(reply, Exception):
+                _log.error("redis.foreign_key", session_id=write.id, error=str(reply))
+                self._seen.discard(head)
+                outcomes.append(encode_refusal(Status.CONFLICT if write.create is None else Status.EXISTS))
+            else:
+                outcomes.append(reply)
+        return outcomes
 
     def _register(self, marker: Marker) -> list[Command]:
         if marker[:2] in self._registered:
@@ -237,19 +297,32 @@ def _needs_memory(write: SessionWrite) -> bool:
     return bool(write.create is not None or write.sets or write.events or write.metadata is not None)
 
 
-def _answers(replies: Sequence[Reply]) -> list[bytes]:
-    """The script's answers. Raises: `Unavailable` or `Rejected` if nothing was done, else `OutcomeUnknown`."""
-    errors = [reply for reply in replies if isinstance(reply, Exception)]
-    if not errors:
-        return list(replies)
-    error: StoreError = translate(errors[0])
-    if len(errors) < len(replies):
-        error = OutcomeUnknown(f"a part of the commit was refused: {error}")
-    elif any(is_of_script(each) or code_of(each) == "BROKEN" for each in errors):
-        error = OutcomeUnknown(f"the commit broke off: {error}")
-    elif code_of(errors[0]) == "SUPERSEDED":
-        error = OutcomeUnknown("a later commit of the same lane is stored")
-    raise error from errors[0]
+def _refusal(refused: Sequence[tuple[Sequence[SessionWrite], Exception]], *, some_done: bool = False) -> StoreError:
+    """What to raise for calls of the script, each with its writes, that were answered with an error."""
+    for writes, error in refused:
+        if code_of(error) == "BROKEN":
+            return _broken_off(writes, str(error))
+    errors = [error for _, error in refused]
+    translated = [translate(error) for error in errors]
+    if some_done:
+        return OutcomeUnknown(f"a part of the commit was refused: {translated[0]}")
+    if any(map(is_of_script, errors)):
+        return OutcomeUnknown(f"the commit broke off: {translated[0]}")
+    if any(code_of(error) == "SUPERSEDED" for error in errors):
+        return OutcomeUnknown("a later commit of the same lane is stored")
+    # What was refused for good in company of what was not may be done by an earlier attempt: that is asked for again.
+    return next((error for error in translated if not isinstance(error, Rejected)), translated[0])
+
+
+def _broken_off(writes: Sequence[SessionWrite], reply: str) -> BrokenOff:
+    number, _, reason = reply.removeprefix("BROKEN").strip().partition(" ")
+    where = f"in session {writes[int(number) - 1].id!r}" if number.isdigit() else "behind the last session"
+    return BrokenOff(f"the commit broke off {where}, of which a part may be stored: {reason or 'nobody knows why'}")
+
+
+def _is_foreign(error: BaseException | None) -> bool:
+    """Whether the script refused a session's key. (Not a marker's: what that said of the commit is lost.)"""
+    return error is not None and code_of(error) == "FOREIGN"
 
 
 def _must_be_done(replies: Sequence[Reply]) -> None:

@@ -6,9 +6,9 @@ from typing import Final
 
 import redis.exceptions as driver
 
-from holdfast.errors import Rejected, StoreError, Unavailable
+from holdfast.errors import OutcomeUnknown, Rejected, StoreError, Unavailable
 
-__all__ = ["code_of", "is_of_script", "translate"]
+__all__ = ["BrokenOff", "code_of", "is_of_script", "translate"]
 
 _TYPES: Final[tuple[tuple[type[Exception], type[StoreError], str], ...]] = (
     (driver.BusyLoadingError, Unavailable, "the server is loading its data"),
@@ -36,16 +36,22 @@ _CODES: Final[dict[str, tuple[type[StoreError], str]]] = {
     "MISCONF": (Unavailable, "the server cannot save to its disk"),
     "NOREPLICAS": (Unavailable, "the server has too few replicas"),
     "UNBLOCKED": (Unavailable, "the server changed its role"),
+    "DAMAGED": (Unavailable, "the session's log is damaged"),
     "FOREIGN": (Rejected, "another program's data is in our place"),
+    "MARKER": (Rejected, "another program's data is in our place"),
     "WRONGTYPE": (Rejected, "another program's data is in our place"),
     "ERR": (Rejected, "the server refuses the command"),
 }
 """Error replies that the driver has no class for, by their first word."""
 
 
+class BrokenOff(OutcomeUnknown):
+    """A script failed in its middle. That is final: asked again, the server knows no more."""
+
+
 def code_of(error: BaseException) -> str:
-    """The first word of an error reply."""
-    return str(error).partition(" ")[0]
+    """The first word of an error reply. (The driver leaves it out of the text, if it is a usual one.)"""
+    return getattr(error, "status_code", None) or str(error).partition(" ")[0]
 
 
 def is_of_script(error: BaseException) -> bool:

@@ -3,7 +3,8 @@
 All keys of a session have the same hash tag, ``prefix:{id}:``, so a cluster keeps them together:
 ``h`` its head, ``s`` its state, ``e`` its events (and ``m:…`` markers, in a cluster). Scripts are given the head's
 and derive the others. For a cluster the others are named as well: while it moves a slot, key by key, it refuses
-a script of which it has not all keys, instead of failing in the middle of it.
+a script of which it has not all keys, instead of failing in the middle of it. Scripts that write name one more, which
+never is there: else such a server, which has all keys of a session, fails behind the first that the script removes.
 
 Sessions are found through indexes, which are spread over `SHARDS` places by id:
 ``prefix:{i:07}:c`` all sessions in order of creation, ``…:x`` those that can expire, with a time before
@@ -24,6 +25,7 @@ __all__ = [
     "SHARDS",
     "Entry",
     "Keys",
+    "absent",
     "by_shard",
     "companions",
     "marker_member",
@@ -119,6 +121,11 @@ def _tag(text: str) -> str:
 def companions(heads: Iterable[bytes]) -> list[bytes]:
     """The other keys of the heads' sessions."""
     return [head[:-1] + letter for head in heads for letter in (b"s", b"e")]
+
+
+def absent(head: bytes) -> bytes:
+    """A key of the session's slot that never is there."""
+    return head[:-1] + b"-"
 
 
 def marker_member(writer: str, lane: int) -> bytes:

@@ -56,8 +56,8 @@ class Link(Protocol):
         """Which of the keys one script may use: their places in ``keys``."""
         ...
 
-    def declared(self, heads: Sequence[bytes]) -> list[bytes]:
-        """The keys of sessions that a script must be given: their heads first."""
+    def declared(self, heads: Sequence[bytes], *, writes: bool = False) -> list[bytes]:
+        """The keys of sessions that a script must be given, one that ``writes`` or not: their heads first."""
         ...
 
     def node(self) -> Node:
@@ -175,7 +175,7 @@ class SingleLink:
     def groups(self, keys: Sequence[bytes]) -> Iterable[list[int]]:
         return [list(range(len(keys)))]
 
-    def declared(self, heads: Sequence[bytes]) -> list[bytes]:
+    def declared(self, heads: Sequence[bytes], *, writes: bool = False) -> list[bytes]:
         return list(heads)
 
     def node(self) -> Node:

@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator, Sequence
 from struct import Struct
 from typing import Final
 
+import structlog
+
 from holdfast.backends.base import (
     EventPage,
     EventQuery,
@@ -33,16 +35,19 @@ from holdfast.model import Event
 
 __all__ = ["Reads"]
 
+_log: Final = structlog.stdlib.get_logger("holdfast.redis")
+
 _LOAD: Final = Struct(">8sdB")
-_QUERY: Final = Struct(">8sdddBd")
-_PAGE: Final = Struct(">ddd")
+_QUERY: Final = Struct(">8sddddBddd")
+_PAGE: Final = Struct(">Bddd")
 _SEQ: Final = Struct(">d")
 
 _NONE: Final = 0xFFFF_FFFF
+_FOREIGN: Final = 0xFFFF_FFFE
 _ANSWER_BYTES: Final = 8 << 20
 """After so much, the sessions that are left are loaded by another call."""
-_SCANNED_EVENTS: Final = 5_000
-"""Events that one page looks at, at most, in search of those of its stream."""
+_SIGHTS: Final = 5_000
+"""Events that one call of a script looks at, about: others wait for the server meanwhile."""
 _COUNTED_AT_ONCE: Final = 1_000
 
 
@@ -83,32 +88,55 @@ class Reads:
                 length = frames.length()
                 if length == _NONE:
                     left.append(number)
+                elif length == _FOREIGN:  # as if it were not there: the others must be readable
+                    _log.error("redis.foreign_key", session_id=requests[number].id)
                 elif length:
                     head = decode_head(requests[number].id, frames.take(length))
                     snapshots[number] = Snapshot(head, _decode_state(frames))
         return left
 
     async def read_events(self, query: EventQuery) -> EventPage | None:
-        filter_ = b"" if query.stream is None else stream_prefix(query.stream)
+        """By as many calls as it takes. What is trimmed in between is left out of the page, as if read at its end."""
+        events = list[Event]()
+        size, place, last_seq = 0, 0 if query.last else query.after_seq, 0
+        while True:
+            frames = Frames(await self._read_part(query, query.limit - len(events), size, place))
+            if not frames:
+                return None
+            full, place, first_seq, now_last_seq = map(int, frames.unpack(_PAGE))
+            if not (query.last and last_seq):
+                last_seq = now_last_seq
+            while frames:
+                (seq,) = frames.unpack(_SEQ)
+                entry = frames.frame()
+                size += len(entry)
+                events.append(decode_event(query.id, query.incarnation, int(seq), entry))
+            if full or not (query.last or query.stream is None):  # in search of a rare stream, a page may be short
+                break
+        if query.last:
+            events.reverse()
+            place = last_seq
+        if events and events[0].seq < first_seq:
+            events = [event for event in events if event.seq >= first_seq]
+        return EventPage(events, place, place < last_seq, first_seq, last_seq)
+
+    async def _read_part(self, query: EventQuery, limit: int, size: int, place: int) -> bytes:
+        """A page's next part, behind ``place`` (of the newest: below it), if it has ``size`` bytes by now."""
         asked = _QUERY.pack(
             incarnation_bytes(query.incarnation),
-            query.after_seq,
-            query.limit,
+            query.after_seq if query.last else place,
+            limit,
             query.max_bytes,
+            size,
             query.last,
-            query.limit if query.stream is None else max(query.limit, _SCANNED_EVENTS),
+            place if query.last else 0,
+            _SIGHTS,
+            _ANSWER_BYTES,
         )
+        filter_ = b"" if query.stream is None else stream_prefix(query.stream)
         command = call(EVENTS, self._link.declared([self._keys.head(query.id)]), asked, filter_, HEADER_BYTES)
         (answer,) = checked(await run(self._link, [command]))
-        if not answer:
-            return None
-        frames = Frames(answer)
-        scanned_seq, first_seq, last_seq = map(int, frames.unpack(_PAGE))
-        events = list[Event]()
-        while frames:
-            (seq,) = frames.unpack(_SEQ)
-            events.append(decode_event(query.id, query.incarnation, int(seq), frames.frame()))
-        return EventPage(events, scanned_seq, scanned_seq < last_seq, first_seq, last_seq)
+        return bytes(answer)
 
     async def list_sessions(self, where: SessionFilter, after: int, limit: int) -> SessionPage:
         found: list[Head] = []

@@ -18,6 +18,7 @@ from holdfast.model import Event
 __all__ = [
     "HEADER_BYTES",
     "LENGTH",
+    "ROW_BYTES",
     "Frames",
     "decode_event",
     "decode_head",
@@ -32,6 +33,7 @@ __all__ = [
 ROW: Final = Struct(">8sBdddddddI")
 """incarnation, closed, version, first_seq, last_seq, active_us, ttl_us, deadline_us (-1: none), native_us, and the
 length of what follows before the metadata. ``native_us``: when the server will remove it by itself (0: never)."""
+ROW_BYTES: Final = ROW.size
 
 LENGTH: Final = Struct(">I")
 _VERSION: Final = Struct(">d")

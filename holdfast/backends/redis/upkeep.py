@@ -22,16 +22,21 @@ __all__ = ["Janitor", "Trimmer"]
 _log: Final = structlog.stdlib.get_logger("holdfast.redis")
 
 _EXPIRE: Final = Struct(">16sddd")
-_TRIM: Final = Struct(">ddd")
+_TRIM: Final = Struct(">dddd")
 _SIGHT: Final = Struct(">8sdd")
+_TRIMMED: Final = Struct(">dBdd")
 _DOUBLE: Final = Struct(">d")
 
 _MARKER_MS: Final = 3_600 * 1_000
 _TRIED_AGAIN_US: Final = 15 * 60 * 1_000_000
 """After so long, sessions that could not be removed: their keys are another program's, or rights are missing."""
-_TO_GO_ON: Final = -2
+_FOREIGN: Final = -2
 _TRIMMED_AT_ONCE: Final = 100
 """Sessions that one call of the script looks at."""
+_SIGHTS: Final = 5_000
+"""Events that one call of the script looks at, and deletes, about: others wait for the server meanwhile."""
+_EXPIRED_AT_ONCE: Final = 1_000
+"""Sessions that one call of the script removes."""
 
 
 class _Removal(NamedTuple):
@@ -76,7 +81,8 @@ class Janitor:
         if self._unfinished is not None:
             await self._remove(self._unfinished)
         while len(self._gone) < limit:
-            entries = await self._index.expiring(self._link, now_us, limit - len(self._gone))
+            wanted = min(limit - len(self._gone), _EXPIRED_AT_ONCE)
+            entries = await self._index.expiring(self._link, now_us, wanted)
             if not entries:
                 break
             self._flush += 1
@@ -121,7 +127,7 @@ class Janitor:
             keys = [heads[number] for number in group]
             marker = self._marker(removal, keys[0])
             incarnations = b"".join(incarnation_bytes(removal.entries[number].incarnation) for number in group)
-            commands.append(call(EXPIRE, [marker, *self._link.declared(keys)], common, incarnations))
+            commands.append(call(EXPIRE, [marker, *self._link.declared(keys, writes=True)], common, incarnations))
         found: list[tuple[Entry, bytes]] = []
         for group, answer in zip(groups, checked(await run(self._link, commands)), strict=True):
             frames = Frames(answer)
@@ -184,32 +190,36 @@ class Trimmer:
         """How many events of each went; -1: there is no such session. Each call of the script does a bounded work."""
         counts = [0] * len(sessions)
         left = [_Trim(number, *session) for number, session in enumerate(sessions)]
-        while left:
+        deleted = 0
+        while left and deleted < limit:
             again: list[_Trim] = []
-            deleted = sum(max(count, 0) for count in counts)
-            for trim, (count, below, size) in await self._call(left, policy, limit - deleted):
-                if count == _TO_GO_ON:
+            for trim, (count, goes_on, below, size) in await self._call(left, policy, limit - deleted):
+                if count == _FOREIGN:
+                    _log.error("redis.foreign_key", session_id=trim.id)
+                    continue
+                counts[trim.number] = counts[trim.number] + int(count) if count >= 0 else -1
+                deleted += max(0, int(count))
+                if goes_on:
                     again.append(trim._replace(below=below, size=size))
-                else:
-                    counts[trim.number] = int(count)
             left = again
         return counts
 
     async def _call(
         self, trims: Sequence[_Trim], policy: TrimPolicy, limit: int
-    ) -> list[tuple[_Trim, tuple[float, float, float]]]:
+    ) -> list[tuple[_Trim, tuple[float, float, float, float]]]:
         heads = [self._keys.head(trim.id) for trim in trims]
         common = _TRIM.pack(
             -1 if policy.min_time_us is None else policy.min_time_us,
             -1 if policy.max_bytes is None else policy.max_bytes,
             limit,
+            _SIGHTS,
         )
         requests = [_SIGHT.pack(incarnation_bytes(trim.incarnation), trim.below, trim.size) for trim in trims]
         groups = list(self._link.groups(heads))
         commands = [
             call(
                 TRIM,
-                self._link.declared([heads[number] for number in group]),
+                self._link.declared([heads[number] for number in group], writes=True),
                 common,
                 b"".join([requests[number] for number in group]),
             )
@@ -219,5 +229,5 @@ class Trimmer:
         return [
             (trims[number], found)
             for group, answer in zip(groups, answers, strict=True)
-            for number, found in zip(group, _TRIM.iter_unpack(answer), strict=True)
+            for number, found in zip(group, _TRIMMED.iter_unpack(answer), strict=True)
         ]

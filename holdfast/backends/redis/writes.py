@@ -12,14 +12,13 @@ from holdfast.backends.redis.rows import encode_event, encode_head, frame, incar
 from holdfast.backends.rules import changes_session
 from holdfast.errors import Rejected
 
-__all__ = ["OUTCOME_BYTES", "decode_outcomes", "encode_batch", "encode_write"]
+__all__ = ["decode_outcomes", "encode_batch", "encode_refusal", "encode_write"]
 
 _BATCH: Final = Struct(">16sddddd")
 _WRITE: Final = Struct(">8sHddddIIIII")
 _OUTCOME: Final = Struct(">Bqqqq")
 _STATUSES: Final = {int(status): status for status in Status}
 _OFFSET: Final = Struct(">d")
-OUTCOME_BYTES: Final = _OUTCOME.size
 _FENCED, _CHANGES, _CLEARED, _CLOSE, _DELETE, _CREATE, _METADATA = (1 << bit for bit in range(7))
 
 
@@ -101,3 +100,8 @@ def decode_outcomes(answer: bytes) -> list[Outcome]:
         Outcome(_STATUSES[status], version, seq, base_first, first)
         for status, version, seq, base_first, first in _OUTCOME.iter_unpack(answer)
     ]
+
+
+def encode_refusal(status: Status) -> bytes:
+    """The outcome of a write that was not applied."""
+    return _OUTCOME.pack(status, 0, 0, 0, 0)

@@ -2,11 +2,16 @@
 -- Commits writes, all of them at once, each wholly or not at all. A second call for the same flush of
 -- the same lane changes nothing and gives the first one's answer; an older flush is refused.
 --
+-- The server takes nothing back of a script that fails. So everything that can fail for a reason of the server's (a
+-- type of a key, a right of the user) is looked at before the first change; and a server that is out of memory,
+-- read-only, or moving the slot refuses the script before its first line.
+--
 -- KEYS: the lane's marker, then the head of each write's session; more may follow, see keys.py.
 -- ARGV: 1 the backend's instance (flushes of another one say nothing of ours), flush, now_us, marker's life
 --         in ms, reaping margin in us (-1: none), max_events (-1: none)
 --       2 how many writes, 3 the writes: each a header and, as its flags say: head, metadata, removes, sets, events
--- Returns for each write: status, base_version, base_seq, base_first_seq, first_seq.
+-- Returns for each write: status, base_version, base_seq, base_first_seq, first_seq. Or an error: FOREIGN, NOPERM
+-- (nothing was done), SUPERSEDED, or BROKEN and which write it was (it may be done in part; the ones before it are done).
 --
 -- The layouts are those of rows.py and writes.py. Numbers are doubles; see there.
 
@@ -17,9 +22,13 @@ local WRITE = '>c8I2ddddI4I4I4I4I4'
 local OUTCOME = '>Bi8i8i8i8'
 local COMMITTED, MISSING, EXISTS, CONFLICT, CLOSED = 0, 1, 2, 3, 4
 local FENCED, CHANGES, CLEARED, CLOSE, DELETE, CREATE, METADATA = 1, 2, 4, 8, 16, 32, 64
-local SURPLUS = 1000 -- dropped events that are left for the trimmer, at most
-local BROKEN = 'B'    -- in a marker in place of outcomes, which are longer
-local CHUNK = 4000   -- arguments of one command, an even number
+local SURPLUS = 1000  -- dropped events that are left for the trimmer, at most, if it keeps up
+local AT_ONCE = 10000 -- of them, at most so many go with one write
+local LONGEST = 1e15  -- ms: the server takes no life that is much longer
+local CHUNK = 4000    -- arguments of one command, an even number
+-- In a marker, in place of outcomes, which begin with a small number: refused for good (so a packet of this flush that
+-- comes late is, too), or begun. Behind the latter: at which write it failed.
+local REFUSED, BROKEN = 'F', 'B'
 
 local instance, flush, now, marker_ms, margin, max_events = unpack('>c16ddddd', ARGV[1])
 local count, writes, position = tonumber(ARGV[2]), ARGV[3], 1
@@ -71,8 +80,9 @@ end
 local function append(key, count, at, kept)
   local values = frames(count, at)
   local _, length = in_chunks('RPUSH', key, values)
-  if length - kept >= SURPLUS then
-    if kept > 0 then call('LTRIM', key, -kept, -1) else call('UNLINK', key) end
+  local surplus = length - kept
+  if surplus >= SURPLUS then
+    if kept > 0 then call('LTRIM', key, math.min(surplus, AT_ONCE), -1) else call('UNLINK', key) end
   end
   return length == count
 end
@@ -152,7 +162,7 @@ local function apply(head_key, found)
   end
 
   if native > 0 and (renewed or new_state or new_events) then
-    local ms = string.format('%.0f', math.max(native - now, margin) / 1000)
+    local ms = string.format('%.0f', math.min(math.max(math.max(native - now, margin) / 1000, 1), LONGEST))
     if renewed then call('PEXPIRE', head_key, ms) end
     if renewed or new_state then call('PEXPIRE', state_key, ms) end
     if renewed or new_events then call('PEXPIRE', event_key, ms) end
@@ -176,34 +186,66 @@ local function is_ours(head_key, found)
   return not (created or events > 0) or is_free_or('list', base .. 'e')
 end
 
+-- Whether the server's user may do what apply() does.
+local function may_write(head_key)
+  local base = string.sub(head_key, 1, -2)
+  local function may(...)
+    local known, allowed = pcall(redis.acl_check_cmd, ...)
+    return known and allowed
+  end
+  return may('SET', head_key, '') and may('SETRANGE', head_key, '0', '') and may('UNLINK', head_key)
+    and may('HSET', base .. 's', '', '') and may('HDEL', base .. 's', '')
+    and may('RPUSH', base .. 'e', '') and may('LTRIM', base .. 'e', '0', '0')
+    and may('PEXPIRE', head_key, '1') and may('PERSIST', head_key)
+end
+
 local function foreign()
   return redis.error_reply('FOREIGN a key of ours is of another type')
 end
 
+local function broken(where)
+  return redis.error_reply('BROKEN ' .. where)
+end
+
 local known = redis.pcall('GETRANGE', KEYS[1], 0, 23)
-if type(known) == 'table' then return foreign() end
+if type(known) == 'table' then return redis.error_reply('MARKER the key of a marker is of another type') end
 if known ~= '' and string.sub(known, 1, 16) == instance then
   local stored = unpack('>d', known, 17)
   if stored > flush then return redis.error_reply('SUPERSEDED a later flush of this lane is stored') end
   if stored == flush then
     local answer = call('GETRANGE', KEYS[1], 32, -1)
-    if answer == BROKEN then return redis.error_reply('BROKEN the script failed in its middle') end
+    local kind = string.sub(answer, 1, 1)
+    if kind == REFUSED then return foreign() end
+    if kind == BROKEN then return broken(string.sub(answer, 2)) end
     return answer
   end
 end
 
 -- All keys first: what is not ours is refused here, before anything is changed.
+if count > 0 and not may_write(KEYS[2]) then return redis.error_reply('NOPERM this user may not use all commands of a commit') end
+local marker, life = instance .. pack('>dd', flush, now), string.format('%.0f', marker_ms)
 local rows, outcomes = {}, {}
 for i = 1, count do
   rows[i] = redis.pcall('GETRANGE', KEYS[i + 1], 0, ROW_SIZE - 1)
-  if not is_ours(KEYS[i + 1], rows[i]) then return foreign() end
+  if not is_ours(KEYS[i + 1], rows[i]) then
+    call('SET', KEYS[1], marker .. REFUSED, 'PX', life)
+    return foreign()
+  end
 end
 
--- A marker that has no outcomes yet, in case the script fails in its middle: what it did must not be done again.
-local marker, life = instance .. pack('>dd', flush, now), string.format('%.0f', marker_ms)
+-- A marker that has no outcomes yet: if a write fails in its middle all the same, it must not be done again.
 call('SET', KEYS[1], marker .. BROKEN, 'PX', life)
 position = 1
-for i = 1, count do outcomes[i] = apply(KEYS[i + 1], rows[i]) end
+for i = 1, count do
+  local done, outcome = pcall(apply, KEYS[i + 1], rows[i])
+  if not done then
+    local reason = type(outcome) == 'table' and outcome.err or tostring(outcome)
+    local where = string.format('%d %s', i, reason)
+    call('SET', KEYS[1], marker .. BROKEN .. where, 'PX', life)
+    return broken(where)
+  end
+  outcomes[i] = outcome
+end
 
 local answer = table.concat(outcomes)
 call('SET', KEYS[1], marker .. answer, 'PX', life)

@@ -1,0 +1,174 @@
+"""What is in the way for good: other programs' keys, missing rights, values too large, scripts that fail."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+
+import anyio
+import pytest
+
+import holdfast
+from holdfast.backends.base import Status
+from holdfast.backends.redis import RedisBackend, commit
+from holdfast.backends.redis.scripts import Script
+from holdfast.backends.urls import create_backend
+from holdfast.errors import OutcomeUnknown, Rejected, SessionNotFound, Unavailable
+from holdfast.testing import ManualClock
+from holdfast.testing.contract.direct import Direct, blind, creation, new_event, new_head
+from tests.backends.redis_support import abused_server, behind, proxied
+from tests.servers.proxy import TcpProxy
+from tests.servers.valkey import ValkeyServer, new_prefix
+
+pytestmark = pytest.mark.anyio
+
+SECOND = 1_000_000
+
+
+@pytest.fixture(params=["one server", "cluster"])
+def server(request: pytest.FixtureRequest) -> ValkeyServer:
+    return abused_server(request.param)
+
+
+@pytest.fixture
+def proxy(server: ValkeyServer) -> Iterator[TcpProxy]:
+    with proxied(server) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+async def backend(proxy: TcpProxy) -> AsyncIterator[RedisBackend]:
+    async with behind(proxy) as backend:
+        yield backend
+
+
+@pytest.fixture
+def direct(backend: RedisBackend, clock: ManualClock) -> Direct:
+    return Direct(backend, clock)
+
+
+async def test_another_programs_key(server: ValkeyServer, direct: Direct, backend: RedisBackend) -> None:
+    """C47: refused for good, and nothing of the batch is stored; without it, the rest commits."""
+    heads = [await direct.create(f"good{number}") for number in range(10)]
+    key = backend._keys.head("bad")
+    bad = creation(new_head("bad", 0))
+    for foreign in (("RPUSH", key, "x"), ("SET", key, "short")):
+        server.command("DEL", key)
+        server.command(*foreign)
+        for batch in ([*(blind(head, events=[new_event("x")]) for head in heads), bad], [bad]):
+            with pytest.raises(Rejected, match="another program's"):
+                await direct.commit(*batch)
+    for head in heads:
+        assert await direct.head(head.id) == head
+    server.command("DEL", key)
+    assert (await direct.one(bad)).status is Status.COMMITTED
+
+
+@pytest.mark.parametrize("letter", ["h", "s", "e"])
+async def test_another_programs_keys(server: ValkeyServer, direct: Direct, backend: RedisBackend, letter: str) -> None:
+    """State, events, a head that is too short: refused for good, and nothing of the batch is stored."""
+    one, two = await direct.create("one"), await direct.create("two")
+    key = backend._keys.head("two")[:-1] + letter.encode()
+    server.command("SET", key, "x")
+    good, bad = blind(one, events=[new_event("once")]), blind(two, sets={"k": (b"1", 1)}, events=[new_event("x")])
+    if server.is_cluster:  # that they were ours was seen before: the others are stored, and it may try again
+        outcomes = await direct.commit(good, bad)
+        assert [outcome.status for outcome in outcomes] == [Status.COMMITTED, Status.CONFLICT]
+        assert await backend.resolve(direct.last_marker) == outcomes
+        one = await direct.head("one")
+    with pytest.raises(Rejected, match="another program's"):
+        await direct.commit(good, bad)
+    assert await direct.head("one") == one
+    with pytest.raises(Rejected, match="another program's"):
+        await direct.one(bad)
+    if letter != "h":
+        with pytest.raises(Rejected, match="another program's"):
+            await direct.one(blind(two, removes=["k"], events=[new_event("x")]))
+        server.command("DEL", key)
+        assert await direct.head("two") == two
+        assert (await direct.one(bad)).status is Status.COMMITTED
+
+
+@pytest.mark.parametrize("letter", ["s", "e"])
+async def test_poison_among_many(server: ValkeyServer, letter: str) -> None:
+    """C47, P11: of sessions that are written to at once, one whose state (or log) is another program's fails alone."""
+    prefix = new_prefix()
+    async with holdfast.open(server.url(prefix=prefix)) as store:
+        sessions = [await store.create(f"s{number}") for number in range(30)]
+        server.command("SET", f"{prefix}:{{s7}}:{letter}", "foreign")
+        failed: dict[str, Exception] = {}
+
+        async def write(session: holdfast.Session) -> None:
+            try:
+                async with session.unit() as unit:
+                    unit.set("k", 1)
+                    unit.append("once")
+            except holdfast.HoldfastError as exc:
+                failed[session.id] = exc
+
+        with anyio.fail_after(10):
+            async with anyio.create_task_group() as tasks:
+                for session in sessions:
+                    tasks.start_soon(write, session)
+        assert failed.keys() == {"s7"}
+        # That its state cannot be read may be found out first.
+        assert isinstance(failed["s7"], Rejected | SessionNotFound)
+        for session in sessions:
+            if session.id != "s7":
+                assert [event.data for event in await session.events()] == ["once"]
+                assert await session.state() == {"k": 1}
+
+
+async def test_another_programs_marker(server: ValkeyServer, direct: Direct, backend: RedisBackend) -> None:
+    head = await direct.create("s")
+    marker = direct.last_marker
+    key = backend._keys.session_marker(backend._keys.head("s"), marker)
+    if not server.is_cluster:
+        key = backend._keys.marker(*marker[:2])
+    server.command("DEL", key)
+    server.command("RPUSH", key, "x")
+    with pytest.raises(Rejected, match="another program's"):
+        await direct.one(blind(head, events=[new_event("x")]))
+    assert await direct.events(head) == []
+
+
+async def test_missing_right(server: ValkeyServer, proxy: TcpProxy, clock: ManualClock) -> None:
+    """A command that the server's user may not use: found before anything is changed."""
+    server.command("ACL", "SETUSER", "app", "on", ">secret", "~*", "&*", "+@all", "-pexpire")
+    backend = create_backend(f"redis://app:secret@127.0.0.1:{proxy.port}/?prefix={new_prefix()}")
+    await backend.open()
+    try:
+        direct = Direct(backend, clock)
+        mortal = creation(new_head("mortal", clock.now_us(), ttl_us=SECOND), events=[new_event("x")])
+        for _ in range(2):
+            with pytest.raises(Unavailable, match="denied"):
+                await direct.commit(creation(new_head("s", clock.now_us())), mortal)
+            assert not await direct.exists("mortal")
+        server.command("ACL", "SETUSER", "app", "+pexpire")
+        assert (await direct.one(mortal)).status is Status.COMMITTED
+    finally:
+        await backend.close()
+        server.command("ACL", "DELUSER", "app")
+
+
+async def test_script_that_breaks_off(
+    server: ValkeyServer, direct: Direct, backend: RedisBackend, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a mistake of ours: the session is named, and what was done until then is not known, and not done again."""
+    heads = [await direct.create(name) for name in "abc"]
+    fault = b"call('RPUSH', key, list(values, 1, 1)); if values[1]:find('bad', 1, true) then error('a mistake') end "
+    source = commit.COMMIT.source.replace(
+        b"local _, length = in_chunks('RPUSH'", fault + b"local _, length = in_chunks('RPUSH'"
+    )
+    assert source != commit.COMMIT.source
+    script = Script(source, server.command("SCRIPT", "LOAD", source).split(b"\r\n")[1])
+    monkeypatch.setattr(commit, "COMMIT", script)
+    writes = [blind(head, events=[new_event("bad" if head.id == "b" else "good")]) for head in heads]
+    with pytest.raises(OutcomeUnknown, match=r"'b'.*a mistake"):
+        await direct.commit(*writes)
+    for _ in range(2):
+        with pytest.raises(OutcomeUnknown, match=r"'b'.*a mistake"):
+            await backend.resolve(direct.last_marker)
+    key = backend._keys.head("b")[:-1] + b"e"
+    assert server.command("LLEN", key) == b":1\r\n"
+    monkeypatch.undo()
+    assert (await direct.one(blind(heads[0], events=[new_event("later")]))).status is Status.COMMITTED
