@@ -12,6 +12,7 @@ from botocore import exceptions as sdk
 from holdfast.backends.dynamodb import DynamoDBBackend, DynamoDBConfig
 from holdfast.backends.dynamodb.errors import BY_CODE, Kind, condition_failed, judge_failure, translate
 from holdfast.backends.dynamodb.schema import definition
+from holdfast.backends.dynamodb.wire import ErrorAnswer, Garbled
 from holdfast.backends.urls import create_backend
 from holdfast.errors import ConfigError, OutcomeUnknown, Rejected, SchemaError, StoreClosed, Unavailable
 from holdfast.model import Durability
@@ -99,7 +100,7 @@ async def test_the_table_is_made_once_by_many() -> None:
 
 
 async def _ttl(backend: DynamoDBBackend) -> dict[str, Any]:
-    answer = await backend._table.call("describe_time_to_live", TableName=backend._table.name)
+    answer = await backend._table.call("DescribeTimeToLive", TableName=backend._table.name)
     found: dict[str, Any] = answer["TimeToLiveDescription"]
     return found
 
@@ -192,21 +193,16 @@ async def test_nothing_secret_is_shown(caplog: pytest.LogCaptureFixture) -> None
 # --- errors ------------------------------------------------------------------
 
 
-def answer(code: str, status: int = 400, **more: Any) -> sdk.ClientError:
-    response: Any = {"Error": {"Code": code, "Message": "m"}, "ResponseMetadata": {"HTTPStatusCode": status}, **more}
-    return sdk.ClientError(response, "PutItem")
-
-
-def cancelled(*reasons: str) -> sdk.ClientError:
-    return answer("TransactionCanceledException", CancellationReasons=[{"Code": reason} for reason in reasons])
+def cancelled(*reasons: str) -> ErrorAnswer:
+    return ErrorAnswer(400, "TransactionCanceledException", reasons=[{"Code": reason} for reason in reasons])
 
 
 ERRORS: list[tuple[Exception, Kind, type[Exception]]] = [
-    *((answer(code), failure.kind, failure.error) for code, failure in BY_CODE.items()),
-    (answer("NeverHeardOf", 500), Kind.BROKEN, Unavailable),
-    (answer("NeverHeardOf", 503), Kind.BROKEN, Unavailable),
-    (answer("NeverHeardOf", 429), Kind.BUSY, Unavailable),
-    (answer("NeverHeardOf", 400), Kind.REFUSED, Unavailable),
+    *((ErrorAnswer(400, code), failure.kind, failure.error) for code, failure in BY_CODE.items()),
+    (ErrorAnswer(500, "NeverHeardOf"), Kind.BROKEN, Unavailable),
+    (ErrorAnswer(503, "503"), Kind.BROKEN, Unavailable),
+    (ErrorAnswer(429, "429"), Kind.BUSY, Unavailable),
+    (ErrorAnswer(400, "NeverHeardOf"), Kind.REFUSED, Unavailable),
     (cancelled("None", "TransactionConflict"), Kind.BUSY, Unavailable),
     (cancelled("None", "ThrottlingError"), Kind.BUSY, Unavailable),
     (cancelled("None", "ProvisionedThroughputExceeded"), Kind.BUSY, Unavailable),
@@ -223,6 +219,8 @@ ERRORS: list[tuple[Exception, Kind, type[Exception]]] = [
     (sdk.NoCredentialsError(), Kind.REFUSED, Unavailable),
     (sdk.PartialCredentialsError(provider="p", cred_var="c"), Kind.REFUSED, Unavailable),
     (sdk.CredentialRetrievalError(provider="p", error_msg="e"), Kind.REFUSED, Unavailable),
+    (sdk.ClientError({"Error": {"Code": "AccessDenied"}}, "AssumeRole"), Kind.REFUSED, Unavailable),
+    (Garbled("e"), Kind.BROKEN, Unavailable),
     (sdk.ParamValidationError(report="r"), Kind.REFUSED, Unavailable),
 ]
 
@@ -238,8 +236,10 @@ def test_errors_are_translated(error: Exception, kind: Kind, type_: type[Excepti
 def test_a_failed_condition_brings_the_item() -> None:
     item = {"pk": {"S": "s"}}
     for error in (
-        answer("ConditionalCheckFailedException", Item=item),
-        answer("TransactionCanceledException", CancellationReasons=[{"Code": "ConditionalCheckFailed", "Item": item}]),
+        ErrorAnswer(400, "ConditionalCheckFailedException", item=item),
+        ErrorAnswer(
+            400, "TransactionCanceledException", reasons=[{"Code": "ConditionalCheckFailed", "Item": item}, {}]
+        ),
     ):
         failed = condition_failed(error)
         assert failed is not None

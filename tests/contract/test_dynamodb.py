@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from aiobotocore.client import AioBaseClient
 
 from holdfast.backends.base import Backend, Batch, Marker
 from holdfast.backends.dynamodb import DynamoDBBackend
+from holdfast.backends.dynamodb.sender import Sender
 from holdfast.model import Durability
 from holdfast.testing import ManualClock
 from holdfast.testing.contract import BackendContract, MakeBackend, StoreContract
@@ -55,13 +55,13 @@ class Binding:
     def only_permitted_actions(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         """The policy in the docs is enough for each test of the kit."""
         called = set[str]()
-        original = AioBaseClient._make_api_call
+        original = Sender.send
 
-        async def recorded(client: Any, action: str, params: Any) -> Any:
-            called.add(action)
-            return await original(client, action, params)
+        async def recorded(sender: Sender, operation: str, params: Any) -> Any:
+            called.add(operation)
+            return await original(sender, operation, params)
 
-        monkeypatch.setattr(AioBaseClient, "_make_api_call", recorded)
+        monkeypatch.setattr(Sender, "send", recorded)
         yield
         assert called <= permitted()
 

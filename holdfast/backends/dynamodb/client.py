@@ -1,6 +1,6 @@
 """The table as the rest of the backend sees it: a few calls that try again, and speak Holdfast's errors.
 
-The SDK's own retries are off. It would try a request again that may have been applied, and hide
+The SDK's own retries are not used. It would try a request again that may have been applied, and hide
 that from us; here every write carries a condition that lets it take effect once only, so that what
 comes back after a broken request tells what became of it.
 """
@@ -8,26 +8,16 @@ comes back after a broken request tells what became of it.
 from __future__ import annotations
 
 import asyncio
-import functools
-import io
 import random
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack
 from hashlib import blake2b
 from typing import Any, Final
-from urllib.parse import urlsplit
-
-import aiobotocore  # type: ignore[import-untyped]
-import botocore  # type: ignore[import-untyped]
-from aiobotocore.config import AioConfig  # type: ignore[import-untyped]
-from aiobotocore.session import AioSession  # type: ignore[import-untyped]
-from botocore.exceptions import BotoCoreError, ProfileNotFound  # type: ignore[import-untyped]
-from botocore.loaders import Loader, create_loader  # type: ignore[import-untyped]
 
 from holdfast.backends.dynamodb.config import DynamoDBConfig
-from holdfast.backends.dynamodb.errors import SDK_ERRORS, Kind, condition_failed, error_code, judge_failure, translate
+from holdfast.backends.dynamodb.errors import ERRORS, Kind, condition_failed, error_code, judge_failure, translate
 from holdfast.backends.dynamodb.items import HEAD_KEY, Item, Stored, decode_head, key_of
-from holdfast.errors import ConfigError, StoreClosed, Unavailable
+from holdfast.backends.dynamodb.sender import Sender
+from holdfast.errors import Unavailable
 
 __all__ = ["Table"]
 
@@ -38,7 +28,6 @@ _GET_BATCH: Final = 100
 """Keys in one BatchGetItem."""
 _WRITE_BATCH: Final = 25
 """Requests in one BatchWriteItem."""
-_LARGE_BODY_BYTES: Final = 1 << 20
 
 
 class Table:
@@ -46,63 +35,26 @@ class Table:
 
     def __init__(self, config: DynamoDBConfig) -> None:
         self.name: Final = config.table
-        self._config: Final = config
-        self._exits: AsyncExitStack | None = None
-        self._client: Any = None
+        self._max_concurrency: Final = config.max_concurrency
+        self._sender: Final = Sender(config)
         self._slots = asyncio.Semaphore(config.max_concurrency)
 
     async def open(self) -> None:
-        """Make the client; nothing is sent. Raises: `ConfigError`."""
-        config = self._config
-        self._slots = asyncio.Semaphore(config.max_concurrency)  # of this event loop
-        exits = AsyncExitStack()
-        try:
-            session: Any = AioSession(profile=config.profile)
-            session.register_component("data_loader", _loader())
-            self._client = await exits.enter_async_context(
-                session.create_client(
-                    "dynamodb",
-                    region_name=config.region,
-                    endpoint_url=config.endpoint,
-                    config=AioConfig(
-                        retries={"total_max_attempts": 1},
-                        max_pool_connections=config.max_concurrency,
-                        connect_timeout=config.connect_timeout_s,
-                        read_timeout=config.request_timeout_s,
-                        parameter_validation=False,
-                        tcp_keepalive=True,
-                        user_agent=_user_agent(),  # else the SDK puts it together anew, twice for each request
-                    ),
-                )
-            )
-        except ProfileNotFound as exc:
-            await exits.aclose()
-            raise ConfigError("profile", str(exc)) from exc
-        except (BotoCoreError, ValueError) as exc:
-            await exits.aclose()
-            raise ConfigError("region" if "region" in str(exc) else "endpoint", str(exc)) from exc
-        self._exits = exits
-        self._client.meta.events.register("before-send.dynamodb", _send_large_bodies_in_pieces)
+        """Nothing is sent. Raises: `ConfigError`."""
+        self._slots = asyncio.Semaphore(self._max_concurrency)  # of this event loop
+        await self._sender.open()
 
     async def close(self) -> None:
-        exits, self._exits, self._client = self._exits, None, None
-        if exits is not None:
-            await exits.aclose()
+        await self._sender.close()
 
     @property
     def endpoint(self) -> str:
         """Host and port that requests go to."""
-        return urlsplit(str(self._connected.meta.endpoint_url)).netloc
+        return self._sender.endpoint
 
     @property
     def region(self) -> str:
-        return str(self._connected.meta.region_name)
-
-    @property
-    def _connected(self) -> Any:
-        if self._client is None:
-            raise StoreClosed("the store is closed")
-        return self._client
+        return self._sender.region
 
     async def call(self, operation: str, *, writes: bool = False, attempts: int = _ATTEMPTS, **params: Any) -> Any:
         """One request, tried again on passing errors with growing, jittered delays.
@@ -115,8 +67,8 @@ class Table:
         while True:
             try:
                 async with self._slots:
-                    return await getattr(self._connected, operation)(**params)
-            except SDK_ERRORS as exc:
+                    return await self._sender.send(operation, params)
+            except ERRORS as exc:
                 failed = condition_failed(exc)
                 if failed is not None:
                     raise failed from exc
@@ -129,14 +81,14 @@ class Table:
     async def create(self, definition: dict[str, Any]) -> None:
         """Ask for the table; another instance may have been faster."""
         try:
-            await self._connected.create_table(**definition)
-        except SDK_ERRORS as exc:
+            await self._sender.send("CreateTable", definition)
+        except ERRORS as exc:
             if error_code(exc) != "ResourceInUseException":
                 raise translate(exc) from exc
 
     async def get_head(self, session_id: str) -> Stored | None:
         """The head item as it is now: a strongly consistent read."""
-        answer = await self.call("get_item", TableName=self.name, Key=key_of(session_id, HEAD_KEY), ConsistentRead=True)
+        answer = await self.call("GetItem", TableName=self.name, Key=key_of(session_id, HEAD_KEY), ConsistentRead=True)
         return decode_head(answer["Item"]) if answer.get("Item") else None
 
     async def get_heads(self, ids: Sequence[str]) -> dict[str, Stored]:
@@ -155,7 +107,7 @@ class Table:
         backoff = _Backoff()
         while True:
             request = {self.name: {"Keys": keys, "ConsistentRead": True}}
-            answer = await self.call("batch_get_item", RequestItems=request)
+            answer = await self.call("BatchGetItem", RequestItems=request)
             items = answer.get("Responses", {}).get(self.name, [])
             found += [decode_head(item) for item in items]
             keys = answer.get("UnprocessedKeys", {}).get(self.name, {}).get("Keys", [])
@@ -168,7 +120,7 @@ class Table:
 
     async def put_head(self, head: Stored, found: Stored | None) -> None:
         """Write the head if it is still as found. Raises: as `call`."""
-        await self.call("put_item", writes=True, **self._head_put(head, found))
+        await self.call("PutItem", writes=True, **self._head_put(head, found))
 
     async def transact(self, head: Stored, found: Stored | None, puts: Sequence[Item], deletes: Sequence[Item]) -> None:
         """`put_head` and the other items, all or nothing."""
@@ -176,19 +128,19 @@ class Table:
         items = [{"Put": head_put}]
         items += [{"Put": {"TableName": self.name, "Item": item}} for item in puts]
         items += [{"Delete": {"TableName": self.name, "Key": key}} for key in deletes]
-        await self.call("transact_write_items", writes=True, TransactItems=items, ClientRequestToken=_token(head_put))
+        await self.call("TransactWriteItems", writes=True, TransactItems=items, ClientRequestToken=_token(head_put))
 
     def _head_put(self, head: Stored, found: Stored | None) -> dict[str, Any]:
         return {"TableName": self.name, "Item": head.item(), **_condition(found)}
 
     async def put_copy(self, item: Item) -> None:
         """An event item of committed events: unconditional, for its content cannot differ."""
-        await self.call("put_item", TableName=self.name, Item=item)
+        await self.call("PutItem", TableName=self.name, Item=item)
 
     async def delete_head(self, found: Stored) -> None:
         """Remove a tombstone if it is still as found. Raises: as `call`."""
         key = key_of(found.id, HEAD_KEY)
-        await self.call("delete_item", writes=True, TableName=self.name, Key=key, **_condition(found))
+        await self.call("DeleteItem", writes=True, TableName=self.name, Key=key, **_condition(found))
 
     async def delete_items(self, keys: Sequence[Item]) -> None:
         """Delete all of them; a cancellation or an error leaves some."""
@@ -196,7 +148,7 @@ class Table:
             requests: Any = [{"DeleteRequest": {"Key": key}} for key in keys[start : start + _WRITE_BATCH]]
             backoff = _Backoff()
             while True:
-                answer = await self.call("batch_write_item", RequestItems={self.name: requests})
+                answer = await self.call("BatchWriteItem", RequestItems={self.name: requests})
                 requests = answer.get("UnprocessedItems", {}).get(self.name, [])
                 if not requests:
                     break
@@ -207,7 +159,7 @@ class Table:
         params |= {"TableName": self.name, "KeyConditionExpression": condition}
         params["ExpressionAttributeValues"] = values
         while True:
-            answer = await self.call("query", **params)
+            answer = await self.call("Query", **params)
             yield answer.get("Items", [])
             if not answer.get("LastEvaluatedKey"):
                 return
@@ -218,22 +170,6 @@ class Table:
         values = {":p": {"S": session_id}, ":a": {"S": low}, ":b": {"S": high}}
         async for page in self.query("pk = :p AND sk BETWEEN :a AND :b", values, ConsistentRead=True, **params):
             yield page
-
-
-def _send_large_bodies_in_pieces(request: Any, **_: Any) -> None:
-    """Aiohttp warns of bodies beyond 1 MiB that are bytes: they would hold up the event loop."""
-    if isinstance(request.body, bytes) and len(request.body) > _LARGE_BODY_BYTES:
-        request.body = io.BytesIO(request.body)
-
-
-@functools.cache
-def _loader() -> Loader:
-    """The SDK's service descriptions, which take a tenth of a second to read: once per process."""
-    return create_loader()
-
-
-def _user_agent() -> str:
-    return f"holdfast aiobotocore/{aiobotocore.__version__} Botocore/{botocore.__version__}"
 
 
 class _Backoff:

@@ -1,18 +1,19 @@
-"""From the SDK's errors to Holdfast's."""
+"""From DynamoDB's errors, and those of the way there, to Holdfast's."""
 
 from __future__ import annotations
 
 import asyncio
 import enum
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple
 
 import aiohttp
 from botocore import exceptions as sdk  # type: ignore[import-untyped]
 
+from holdfast.backends.dynamodb.wire import ErrorAnswer, Garbled
 from holdfast.errors import HoldfastError, OutcomeUnknown, Rejected, SchemaError, StoreError, Unavailable
 
 __all__ = [
-    "SDK_ERRORS",
+    "ERRORS",
     "ConditionFailed",
     "Failure",
     "Kind",
@@ -22,8 +23,10 @@ __all__ = [
     "translate",
 ]
 
-SDK_ERRORS: Final = (sdk.BotoCoreError, sdk.ClientError, aiohttp.ClientError, OSError, asyncio.TimeoutError)
-"""All that a call of the client may raise. `TimeoutError` and broken connections are `OSError`."""
+ERRORS: Final = (
+    ErrorAnswer, Garbled, sdk.BotoCoreError, sdk.ClientError, aiohttp.ClientError, OSError, asyncio.TimeoutError,
+)  # fmt: skip
+"""All that sending a request may raise. `TimeoutError` and broken connections are `OSError`."""
 
 
 class ConditionFailed(Exception):
@@ -91,26 +94,29 @@ BY_CODE: Final[dict[str, Failure]] = {
     "ValidationError": Failure(Kind.REFUSED, Rejected, "DynamoDB refuses the request"),
     "ItemCollectionSizeLimitExceededException": Failure(Kind.REFUSED, Rejected, "the session is too large"),
     "ItemCollectionSizeLimitExceeded": Failure(Kind.REFUSED, Rejected, "the session is too large"),
-    "RequestEntityTooLarge": Failure(Kind.REFUSED, Rejected, "the request is too large"),
+    "413": Failure(Kind.REFUSED, Rejected, "the request is too large"),
     "IdempotentParameterMismatchException": Failure(Kind.REFUSED, Rejected, "the transaction's token is taken"),
 }
 """By error code, or by a transaction's cancellation code. Which are tried again decides what callers see."""
 
 _CONNECT: Final = Failure(Kind.BUSY, Unavailable, "DynamoDB cannot be reached")
 _CUT: Final = Failure(Kind.BROKEN, Unavailable, "the connection to DynamoDB broke")
+_GARBLED: Final = Failure(Kind.BROKEN, Unavailable, "DynamoDB cannot be understood")
 _NO_CREDENTIALS: Final = Failure(Kind.REFUSED, Unavailable, "no usable AWS credentials")
 _MISUSED: Final = Failure(Kind.REFUSED, Unavailable, "the AWS SDK failed")
 
 
 def judge_failure(exc: Exception) -> Failure:
     """What the error means. A cancelled transaction is judged by the worst of its reasons."""
-    if isinstance(exc, sdk.ClientError):
-        return _of_response(exc)
+    if isinstance(exc, ErrorAnswer):
+        return _of_answer(exc)
+    if isinstance(exc, Garbled):
+        return _GARBLED
     if isinstance(exc, sdk.ConnectTimeoutError | sdk.EndpointConnectionError | aiohttp.ClientConnectorError):
         return _CONNECT
     if isinstance(exc, sdk.NoCredentialsError | sdk.PartialCredentialsError | sdk.CredentialRetrievalError):
         return _NO_CREDENTIALS
-    if isinstance(exc, sdk.TokenRetrievalError | sdk.SSOError):
+    if isinstance(exc, sdk.TokenRetrievalError | sdk.SSOError | sdk.ClientError):  # the last: of another service
         return _NO_CREDENTIALS
     if isinstance(exc, sdk.HTTPClientError | aiohttp.ClientError | OSError | TimeoutError):
         return _CUT
@@ -119,40 +125,30 @@ def judge_failure(exc: Exception) -> Failure:
 
 def error_code(exc: Exception) -> str:
     """Of DynamoDB's answer; empty for any other error."""
-    code: str = _answer(exc).get("Error", {}).get("Code", "")
-    return code
+    return exc.code if isinstance(exc, ErrorAnswer) else ""
 
 
-def _answer(exc: Exception) -> dict[str, Any]:
-    answer = getattr(exc, "response", None)  # of errors that came without an answer: None
-    return cast("dict[str, Any]", answer) if isinstance(answer, dict) else {}
-
-
-def _of_response(exc: Exception) -> Failure:
-    response, code = _answer(exc), error_code(exc)
-    if code == "TransactionCanceledException":
-        reasons = [reason.get("Code", "None") for reason in response.get("CancellationReasons", [])]
-        failures = [BY_CODE.get(reason, _BROKEN) for reason in reasons if reason != "None"]
+def _of_answer(error: ErrorAnswer) -> Failure:
+    if error.code == "TransactionCanceledException":
+        codes = [reason.get("Code") or "None" for reason in error.reasons]
+        failures = [BY_CODE.get(code, _BROKEN) for code in codes if code != "None"]
         return next((each for each in failures if each.kind is Kind.REFUSED), failures[0] if failures else _BROKEN)
-    known = BY_CODE.get(code)
+    known = BY_CODE.get(error.code)
     if known is not None:
         return known
-    status: int = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500)
-    if status >= 500:
+    if error.status >= 500:
         return _BROKEN
-    return _BUSY if status == 429 else Failure(Kind.REFUSED, Unavailable, "DynamoDB refuses the request")
+    return _BUSY if error.status == 429 else Failure(Kind.REFUSED, Unavailable, "DynamoDB refuses the request")
 
 
 def condition_failed(exc: Exception) -> ConditionFailed | None:
     """If it is that the head is not as believed; the head is the first item of each of our transactions."""
-    response, code = _answer(exc), error_code(exc)
-    if code == "ConditionalCheckFailedException":
-        return ConditionFailed(response.get("Item") or None)
-    if code == "TransactionCanceledException":
-        reasons: list[dict[str, Any]] = response.get("CancellationReasons") or [{}]
-        if reasons[0].get("Code") == "ConditionalCheckFailed":
-            return ConditionFailed(reasons[0].get("Item") or None)
-    return None
+    if not isinstance(exc, ErrorAnswer):
+        return None
+    if exc.code == "ConditionalCheckFailedException":
+        return ConditionFailed(exc.item or None)
+    head = exc.reasons[0] if exc.reasons else {}
+    return ConditionFailed(head.get("Item") or None) if head.get("Code") == "ConditionalCheckFailed" else None
 
 
 def translate(exc: Exception, *, was_sent: bool = False) -> HoldfastError:
@@ -164,7 +160,6 @@ def translate(exc: Exception, *, was_sent: bool = False) -> HoldfastError:
 
 def _describe(exc: Exception) -> str:
     """The code and message of an answer; else the error's name and text. Neither holds credentials."""
-    if isinstance(exc, sdk.ClientError):
-        error = _answer(exc).get("Error", {})
-        return f"{error.get('Code', 'unknown')}: {error.get('Message', '')}"[:500]
+    if isinstance(exc, ErrorAnswer):
+        return str(exc)[:500]
     return f"{type(exc).__name__}: {exc}"[:500]

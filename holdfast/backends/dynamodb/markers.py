@@ -28,12 +28,12 @@ async def leave_marker(table: Table, batch: Batch) -> None:
     now_s = batch.now_us // 1_000_000
     fields: Any = {"w": {"S": writer}, "f": {"N": str(flush)}, "t": {"N": str(batch.now_us)}}
     item = _key(writer, lane) | fields | {"ttl": {"N": str(now_s + _LIFE_S)}}
-    await table.call("put_item", writes=True, TableName=table.name, Item=item)
+    await table.call("PutItem", writes=True, TableName=table.name, Item=item)
 
 
 async def has_marker(table: Table, marker: Marker) -> bool:
     key = _key(marker.writer, marker.lane)
-    answer = await table.call("get_item", TableName=table.name, Key=key, ConsistentRead=True)
+    answer = await table.call("GetItem", TableName=table.name, Key=key, ConsistentRead=True)
     return bool(answer.get("Item")) and int(answer["Item"]["f"]["N"]) == marker.flush
 
 

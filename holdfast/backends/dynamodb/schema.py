@@ -52,16 +52,16 @@ async def create_table(table: Table, timeout_s: float) -> None:
             raise Unavailable(f"the new table is not active after {timeout_s:g} s")
         await asyncio.sleep(_POLL_S)
     await verify_table(table)
-    answer = await table.call("describe_time_to_live", TableName=table.name)
+    answer = await table.call("DescribeTimeToLive", TableName=table.name)
     if answer["TimeToLiveDescription"].get("TimeToLiveStatus") not in ("ENABLED", "ENABLING"):
         wanted = {"Enabled": True, "AttributeName": _TTL_ATTRIBUTE}
-        await table.call("update_time_to_live", TableName=table.name, TimeToLiveSpecification=wanted)
+        await table.call("UpdateTimeToLive", TableName=table.name, TimeToLiveSpecification=wanted)
 
 
 async def describe_table(table: Table, *, may_be_missing: bool = False) -> dict[str, Any]:
     """Raises: `SchemaError` if there is none, unless it ``may_be_missing``: then it is as yet without facts."""
     try:
-        answer = await table.call("describe_table", TableName=table.name)
+        answer = await table.call("DescribeTable", TableName=table.name)
     except SchemaError:
         if may_be_missing:
             return {}
