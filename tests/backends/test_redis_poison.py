@@ -8,13 +8,13 @@ import anyio
 import pytest
 
 import holdfast
-from holdfast.backends.base import Status
+from holdfast.backends.base import LoadRequest, SessionFilter, Status, TrimPolicy
 from holdfast.backends.redis import RedisBackend, commit
 from holdfast.backends.redis.scripts import Script
 from holdfast.backends.urls import create_backend
 from holdfast.errors import OutcomeUnknown, Rejected, SessionNotFound, Unavailable
 from holdfast.testing import ManualClock
-from holdfast.testing.contract.direct import Direct, blind, creation, new_event, new_head
+from holdfast.testing.contract.direct import Direct, blind, creation, new_event, new_head, texts
 from tests.backends.redis_support import abused_server, behind, proxied
 from tests.servers.proxy import TcpProxy
 from tests.servers.valkey import ValkeyServer, new_prefix
@@ -116,6 +116,53 @@ async def test_poison_among_many(server: ValkeyServer, letter: str) -> None:
             if session.id != "s7":
                 assert [event.data for event in await session.events()] == ["once"]
                 assert await session.state() == {"k": 1}
+
+
+@pytest.mark.parametrize(("letter", "foreign"), [("h", "list"), ("h", "short"), ("h", "other"), ("s", "list")])
+async def test_reads_beside_another_programs_key(
+    server: ValkeyServer, direct: Direct, backend: RedisBackend, clock: ManualClock, letter: str, foreign: str
+) -> None:
+    """P11: who asks for it finds no session; others are loaded, listed and counted as ever."""
+    heads = [await direct.create(name) for name in "abc"]
+    key = backend._keys.head("b")[:-1] + letter.encode()
+    server.command("DEL", key)
+    server.command("RPUSH" if foreign == "list" else "SET", key, "x" * 200 if foreign == "other" else "x")
+    snapshots = await backend.load([LoadRequest(head.id) for head in heads])
+    assert [snapshot is not None for snapshot in snapshots] == [True, False, True]
+    wanted = ["a", "c"] if letter == "h" else ["a", "b", "c"]
+    assert await direct.listed() == wanted
+    assert await backend.count_sessions(SessionFilter(clock.now_us())) == len(wanted)
+
+
+@pytest.mark.parametrize("letter", ["h", "e"])
+async def test_trimming_beside_another_programs_key(
+    server: ValkeyServer, direct: Direct, backend: RedisBackend, letter: str
+) -> None:
+    """P9: the others are trimmed, also by a sweep, which goes on behind it."""
+    for _ in range(2):
+        heads = [await direct.append(await direct.create(new_prefix()), "x", "y") for _ in range(12)]
+        server.command("DEL", key := backend._keys.head(heads[3].id)[:-1] + letter.encode())
+        server.command("HSET", key, "k", "v")
+        sessions = [(head.id, head.incarnation) for head in heads[:6]]
+        assert await backend.trim(sessions, TrimPolicy(min_time_us=1), 100) == 10
+        assert await backend.trim(None, TrimPolicy(min_time_us=1), 100) == 12
+        assert await backend.trim(None, TrimPolicy(min_time_us=1), 100) == 0
+
+
+async def test_log_that_lacks_events(
+    server: ValkeyServer, direct: Direct, backend: RedisBackend, clock: ManualClock
+) -> None:
+    """Another program deleted some: that is an error, and not an empty page, nor other events in their place."""
+    head = await direct.append(await direct.create("s"), "a", "b", "c")
+    key = backend._keys.head("s")[:-1] + b"e"
+    server.command("LTRIM", key, "1", "-1")
+    with pytest.raises(Unavailable, match="damaged"):
+        await direct.events(head)
+    assert texts((await direct.page(head, after_seq=1)).events) == ["b", "c"]
+    assert await backend.trim([("s", head.incarnation)], TrimPolicy(max_bytes=1), 100) == 0
+    server.command("DEL", key)
+    with pytest.raises(Unavailable, match="damaged"):
+        await direct.page(head, last=True, limit=1)
 
 
 async def test_another_programs_marker(server: ValkeyServer, direct: Direct, backend: RedisBackend) -> None:

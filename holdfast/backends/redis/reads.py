@@ -91,8 +91,11 @@ class Reads:
                 elif length == _FOREIGN:  # as if it were not there: the others must be readable
                     _log.error("redis.foreign_key", session_id=requests[number].id)
                 elif length:
-                    head = decode_head(requests[number].id, frames.take(length))
-                    snapshots[number] = Snapshot(head, _decode_state(frames))
+                    value, state = frames.take(length), _decode_state(frames)
+                    try:
+                        snapshots[number] = Snapshot(decode_head(requests[number].id, value), state)
+                    except ValueError as exc:
+                        _log.error("redis.foreign_key", session_id=requests[number].id, error=str(exc))
         return left
 
     async def read_events(self, query: EventQuery) -> EventPage | None:

@@ -8,6 +8,7 @@ versions, sequence numbers and times. Incarnations are larger: they are eight by
 from __future__ import annotations
 
 from struct import Struct
+from struct import error as struct_error
 from typing import Final
 
 import msgspec
@@ -69,6 +70,14 @@ def encode_head(head: Head) -> bytes:
 
 
 def decode_head(session_id: str, value: bytes) -> Head:
+    """Raises: ValueError for what is no head."""
+    try:
+        return _decode_head(session_id, value)
+    except (struct_error, OverflowError, msgspec.DecodeError) as exc:
+        raise ValueError(f"not the head of a session: {exc}") from exc
+
+
+def _decode_head(session_id: str, value: bytes) -> Head:
     incarnation, closed, version, first_seq, last_seq, active_us, _, _, _, length = ROW.unpack_from(value)
     end = ROW.size + length
     created_us, ttl_us, deadline_us, owner = _decode_fixed(value[ROW.size : end])

@@ -23,7 +23,7 @@ local OUTCOME = '>Bi8i8i8i8'
 local COMMITTED, MISSING, EXISTS, CONFLICT, CLOSED = 0, 1, 2, 3, 4
 local FENCED, CHANGES, CLEARED, CLOSE, DELETE, CREATE, METADATA = 1, 2, 4, 8, 16, 32, 64
 local SURPLUS = 1000  -- dropped events that are left for the trimmer, at most, if it keeps up
-local AT_ONCE = 10000 -- of them, at most so many go with one write
+local AT_ONCE = 5000  -- of them, at most so many go with one write
 local LONGEST = 1e15  -- ms: the server takes no life that is much longer
 local CHUNK = 4000    -- arguments of one command, an even number
 -- In a marker, in place of outcomes, which begin with a small number: refused for good (so a packet of this flush that
