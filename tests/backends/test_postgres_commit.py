@@ -9,9 +9,9 @@ from typing import Any
 import anyio
 import pytest
 
-from holdfast.backends.base import EventQuery, LoadRequest, Marker, SessionWrite, Status, TrimPolicy
+from holdfast.backends.base import EventQuery, LoadRequest, Marker, SessionWrite, Status
 from holdfast.backends.memory import MemoryBackend
-from holdfast.backends.postgres import PostgresBackend, upkeep
+from holdfast.backends.postgres import PostgresBackend
 from holdfast.errors import OutcomeUnknown, Overloaded, Rejected, StoreError, Unavailable
 from holdfast.model import Durability
 from holdfast.testing import ManualClock
@@ -215,91 +215,6 @@ async def test_resolve_waits_for_a_commit_under_way(
         found.append(await backend.resolve(marker))
     assert [[outcome.status for outcome in outcomes] for outcomes in found] == [[Status.COMMITTED]]
     assert texts(await direct.events(head)) == ["kept"]
-
-
-# --- expiry ----------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("alive", [True, False])
-async def test_cancelled_expiry_ends_behind_its_transaction(
-    backend: PostgresBackend, direct: Direct, clock: ManualClock, monkeypatch: pytest.MonkeyPatch, alive: bool
-) -> None:
-    """C38, C49: with nothing in hand it leaves; the ids of what it has removed reach the caller."""
-    monkeypatch.setattr(upkeep, "_SCANNED_SESSIONS", 2)
-    heads = [await direct.create(f"s{number}", ttl_us=5 * SECOND) for number in range(10)]
-    await clock.advance(4)
-    if alive:
-        await direct.commit(*(blind(head, units=0, active_us=clock.now_us()) for head in heads))
-    await clock.advance(2)
-    run, pages, gone = backend._run, 0, list[Any]()
-    with anyio.CancelScope() as scope:
-
-        async def run_and_cancel(function: Any) -> Any:
-            nonlocal pages
-            pages += 1
-            if pages == 2:
-                scope.cancel()
-            return await run(function)
-
-        monkeypatch.setattr(backend, "_run", run_and_cancel)
-        gone += await backend.expire(clock.now_us(), 100)
-    assert (pages, scope.cancelled_caught) == (2, alive)
-    assert len(gone) == (0 if alive else 4)
-    monkeypatch.setattr(backend, "_run", run)
-    assert len(await backend.expire(clock.now_us(), 100)) == (0 if alive else 6)
-
-
-# --- retention -------------------------------------------------------------------
-
-
-async def test_retention_reads_a_bounded_number_of_events(
-    backend: PostgresBackend, direct: Direct, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """C41: pages by events, whatever a session has of them; all sessions are reached, and the given ones."""
-    pages = list[Any]()
-    retain = upkeep.retain_some
-
-    async def count(*args: Any, **options: Any) -> Any:
-        pages.append(await retain(*args, **options))
-        return pages[-1]
-
-    monkeypatch.setattr(upkeep, "retain_some", count)
-    monkeypatch.setattr(backend, "_retained_events", 10)
-    heads = [await direct.create(f"s{number}") for number in range(8)]
-    ids = [(head.id, head.incarnation) for head in heads]
-    for count_of_events, head in zip((4, 4, 25, 4, 4, 4, 0, 4), heads, strict=True):
-        if count_of_events:
-            await direct.append(head, *"x" * count_of_events)
-    size = len(new_event("x").raw)
-    for which, kept in ((None, 2), (ids, 1)):
-        pages.clear()
-        await backend.trim(which, TrimPolicy(max_bytes=kept * size), 1_000)
-        assert len(pages) > 1
-        assert pages[-1] is None
-        assert [len(await direct.events(head)) for head in heads] == [kept] * 6 + [0, kept]
-
-
-async def test_retention_that_takes_too_long_goes_on_with_less(
-    backend: PostgresBackend, direct: Direct, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """C41: a page past ``statement_timeout`` is halved until it fits."""
-    retain, asked = upkeep.retain_some, list[int]()
-
-    async def slow(connection: Any, *args: Any, max_events: int, **options: Any) -> Any:
-        asked.append(max_events)
-        async with connection.transaction():
-            await connection.execute("SET LOCAL statement_timeout = 50")
-            await connection.execute(f"SELECT pg_sleep({max_events // 50_000})")
-        return await retain(connection, *args, max_events=max_events, **options)
-
-    monkeypatch.setattr(upkeep, "retain_some", slow)
-    head = await direct.create("s")
-    await direct.append(head, *"xxxx")
-    policy = TrimPolicy(max_bytes=3)
-    assert await backend.trim(None, policy, 100) == 3
-    assert asked == [100_000, 50_000, 25_000]
-    await backend.trim([(head.id, head.incarnation)], policy, 100)
-    assert asked[3:] == [25_000]
 
 
 # --- values, errors, the pool ----------------------------------------------------

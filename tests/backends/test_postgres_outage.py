@@ -252,6 +252,12 @@ async def test_cancelled_wait_for_a_standby_is_no_success(server: PostgresServer
             await sql(server.url(), "ALTER SYSTEM RESET synchronous_standby_names", fetch=False)
             await sql(server.url(), "SELECT pg_reload_conf()")
         assert len(await direct.events(head)) == 1
+        with anyio.fail_after(10):
+            while (await sql(server.url(), "SHOW synchronous_standby_names"))[0][0]:
+                await anyio.sleep(0.01)
+        # Nobody is waited for any more: it cannot tell of that commit what was asked for.
+        with pytest.raises(Unavailable, match="synchronous_standby_names"):
+            await backend.resolve(direct.last_marker)
 
 
 # --- hints -----------------------------------------------------------------------

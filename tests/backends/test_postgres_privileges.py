@@ -72,6 +72,7 @@ async def everything(backend: PostgresBackend, clock: ManualClock) -> None:
     await lane.one(blind(head, sets={"a": (b"1", 1)}, events=[new_event(str(number)) for number in range(5)]))
     await lane.one(blind(head, sets={"a": (b"2", 1)}, removes={"b"}, floor_seq=2))
     await lane.one(blind(head, cleared=True, events=[new_event("x" * 50)]))
+    await lane.one(blind(head, events=[new_event("alone")]))
     await backend.resolve(lane.last_marker)
     await backend.trim([("s", head.incarnation)], TrimPolicy(max_bytes=60), 100)
     await backend.trim(None, TrimPolicy(), 100)

@@ -268,7 +268,7 @@ class PostgresBackend:
         if not bounded:
             return await self._trim(incarnations, limit)
         if incarnations is not None:
-            following: int | None = 0
+            following: upkeep.Place | None = upkeep.Place(0)
             while following is not None:
                 following = await self._retain(incarnations, following, policy)
             return await self._trim(incarnations, limit)
@@ -278,34 +278,41 @@ class PostgresBackend:
         """One walk over all sessions that begins where the last one stopped."""
         deleted = await self._trim(None, limit)
         start = self._retained_to
+        place = upkeep.Place(start)
         wrapped = start == 0
         while deleted < limit:
-            following = await self._retain(None, self._retained_to, policy)
+            following = await self._retain(None, place, policy)
             deleted += await self._trim(None, limit - deleted)
-            self._retained_to = following or 0
-            if wrapped and (following is None or following >= start > 0):
+            place = following or upkeep.Place(0)
+            self._retained_to = place.start
+            if wrapped and (following is None or place.start >= start > 0):
                 break
             wrapped = wrapped or following is None
         return deleted
 
-    async def _retain(self, incarnations: Sequence[int] | None, after: int, policy: TrimPolicy) -> int | None:
-        """A page that takes longer than a statement may is halved, for good: so it gets on even on a slow server."""
+    async def _retain(
+        self, incarnations: Sequence[int] | None, place: upkeep.Place, policy: TrimPolicy
+    ) -> upkeep.Place | None:
+        """A page that takes longer than a statement may is halved, and grows again by and by."""
         while True:
             events = self._retained_events
             retain = partial(
                 upkeep.retain_some,
                 names=self._names,
                 incarnations=incarnations,
-                after=after,
+                place=place,
                 policy=policy,
                 max_events=events,
             )
             try:
-                return await self._run(retain)
+                following = await self._run(retain)
             except Unavailable as exc:
                 if events == 1 or not isinstance(exc.__cause__, asyncpg.QueryCanceledError):
                     raise
-                self._retained_events = max(1, events // 2)
+                self._retained_events = events // 2
+            else:
+                self._retained_events = min(upkeep.SCANNED_EVENTS, events + events // 8 + 1)
+                return following
 
     async def _trim(self, incarnations: Sequence[int] | None, limit: int) -> int:
         deleted, more = 0, True

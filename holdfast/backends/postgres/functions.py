@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import Final
 
 from holdfast.backends.postgres.appends import APPEND
+from holdfast.backends.postgres.upkeep_functions import UPKEEP_FUNCTIONS
 
 __all__ = ["CHANGES", "CLOSES", "COMMIT_PARAMETERS", "DELETES", "FUNCTIONS"]
 
@@ -255,6 +256,9 @@ BEGIN
     -- This transaction is durable only when the ones before it are: so is, then, the commit that it tells of.
     PERFORM set_config('synchronous_commit', v_marker.sync, true);
     IF v_marker.flush = p_flush THEN
+        IF v_marker.sync = 'on' AND current_setting('synchronous_standby_names') = '' THEN
+            RAISE EXCEPTION 'synchronous_standby_names is empty' USING ERRCODE = '55000';
+        END IF;
         ordinals := v_marker.ordinals;
         o_status := v_marker.status;
         o_version := v_marker.base_version;
@@ -265,165 +269,5 @@ BEGIN
 END
 $resolve$"""
 
-_REMOVE: Final = """
-CREATE FUNCTION @remove (p_gone bigint[]) RETURNS void LANGUAGE plpgsql AS $remove$
-DECLARE
-    v_deleted int;
-BEGIN
-    DELETE FROM @sessions WHERE incarnation = ANY (p_gone);
-    DELETE FROM @state WHERE incarnation = ANY (p_gone);
-    DELETE FROM @events WHERE ctid = ANY (ARRAY(
-        SELECT e.ctid FROM @events AS e WHERE e.incarnation = ANY (p_gone) LIMIT 5000
-    ));
-    GET DIAGNOSTICS v_deleted = ROW_COUNT;
-    IF v_deleted = 5000 THEN
-        INSERT INTO @overdue (incarnation)
-        SELECT g.incarnation FROM unnest(p_gone) AS g (incarnation)
-        WHERE EXISTS (SELECT FROM @events AS e WHERE e.incarnation = g.incarnation)
-        ON CONFLICT DO NOTHING;
-    END IF;
-END
-$remove$"""
-
-_EXPIRE: Final = """
-CREATE FUNCTION @expire (
-    p_now bigint, p_limit int, p_scanned int,
-    OUT scanned int, OUT ids text[], OUT incarnations bigint[], OUT owners bytea[]
-) LANGUAGE plpgsql AS $expire$
-DECLARE
-    v_seen bigint[];
-    v_dues bigint[];
-BEGIN
-    PERFORM @set_up();
-    -- What is locked is being written to, or another instance is at it.
-    SELECT count(*), array_agg(f.incarnation), array_agg(f.expires),
-        (array_agg(f.id) FILTER (WHERE f.expires <= p_now))[:p_limit],
-        (array_agg(f.incarnation) FILTER (WHERE f.expires <= p_now))[:p_limit],
-        (array_agg(f.owner) FILTER (WHERE f.expires <= p_now))[:p_limit]
-    INTO scanned, v_seen, v_dues, ids, incarnations, owners
-    FROM (
-        SELECT s.incarnation, s.id, s.owner, LEAST(s.active_us + s.ttl_us, s.deadline_us) AS expires
-        FROM @sessions AS s WHERE s.due_us <= p_now
-        ORDER BY s.due_us LIMIT p_scanned
-        FOR UPDATE SKIP LOCKED
-    ) AS f;
-    UPDATE @sessions AS s SET due_us = u.due
-    FROM unnest(v_seen, v_dues) AS u (incarnation, due)
-    WHERE s.incarnation = u.incarnation AND u.due > p_now;
-    IF cardinality(incarnations) > 0 THEN
-        PERFORM @remove(incarnations);
-    END IF;
-END
-$expire$"""
-
-_RETAIN: Final = """
-CREATE FUNCTION @retain (
-    p_incarnations bigint[], p_after bigint, p_sessions int, p_events bigint, p_min_time bigint, p_max_bytes bigint,
-    OUT last bigint
-) LANGUAGE plpgsql AS $retain$
-DECLARE
-    v_page bigint[];
-    v_scanned int;
-    v_raised bigint[];
-    v_kept bigint[];
-BEGIN
-    PERFORM @set_up();
-    IF p_incarnations IS NULL THEN
-        v_page := ARRAY(
-            SELECT s.incarnation FROM @sessions AS s WHERE s.incarnation > p_after
-            ORDER BY s.incarnation LIMIT p_sessions
-        );
-    ELSE
-        v_page := ARRAY(
-            SELECT i.incarnation FROM unnest(p_incarnations) AS i (incarnation) WHERE i.incarnation > p_after
-            ORDER BY i.incarnation LIMIT p_sessions
-        );
-    END IF;
-    last := v_page[p_sessions];
-    -- As many of them as have so many events together, but one at least.
-    SELECT array_agg(f.incarnation ORDER BY f.incarnation) FILTER (WHERE f.before < p_events), count(*)
-    INTO v_page, v_scanned
-    FROM (
-        SELECT s.incarnation, coalesce(sum(s.last_seq - s.first_seq + 1) OVER (
-            ORDER BY s.incarnation ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
-        ), 0) AS before
-        FROM @sessions AS s WHERE s.incarnation = ANY (v_page)
-    ) AS f;
-    IF cardinality(v_page) < v_scanned THEN
-        last := v_page[cardinality(v_page)];
-    END IF;
-    -- Events that come meanwhile can only move the bound up: it is found without a lock.
-    SELECT array_agg(f.incarnation ORDER BY f.incarnation), array_agg(f.kept ORDER BY f.incarnation)
-    INTO v_raised, v_kept
-    FROM (
-        SELECT s.incarnation, s.first_seq, GREATEST(
-            s.first_seq,
-            CASE WHEN p_min_time IS NOT NULL THEN coalesce((
-                SELECT e.seq FROM @events AS e
-                WHERE e.incarnation = s.incarnation AND e.seq >= s.first_seq AND e.time_us >= p_min_time
-                ORDER BY e.seq LIMIT 1
-            ), s.last_seq + 1) END,
-            CASE WHEN p_max_bytes IS NOT NULL THEN (
-                SELECT max(e.seq) + 1 FROM (
-                    SELECT e.seq, sum(octet_length(e.data)) OVER (ORDER BY e.seq DESC) AS bytes FROM @events AS e
-                    WHERE e.incarnation = s.incarnation AND e.seq >= s.first_seq
-                ) AS e WHERE e.bytes > p_max_bytes
-            ) END
-        ) AS kept
-        FROM @sessions AS s WHERE s.incarnation = ANY (v_page) AND s.last_seq >= s.first_seq
-    ) AS f WHERE f.kept > f.first_seq;
-    IF v_raised IS NOT NULL THEN
-        PERFORM 1 FROM @sessions AS s WHERE s.incarnation = ANY (v_raised) ORDER BY s.incarnation FOR UPDATE;
-        UPDATE @sessions AS s SET first_seq = GREATEST(s.first_seq, u.kept)
-        FROM unnest(v_raised, v_kept) AS u (incarnation, kept) WHERE s.incarnation = u.incarnation;
-        INSERT INTO @overdue (incarnation) SELECT unnest(v_raised) ON CONFLICT DO NOTHING;
-    END IF;
-END
-$retain$"""
-
-_TRIM: Final = """
-CREATE FUNCTION @trim (p_incarnations bigint[], p_limit int, p_sessions int, OUT deleted int, OUT taken int)
-LANGUAGE plpgsql AS $trim$
-DECLARE
-    v_targets bigint[];
-    v_alive bigint[];
-    v_first bigint[];
-BEGIN
-    PERFORM @set_up();
-    SELECT array_agg(f.incarnation), count(*) INTO v_targets, taken
-    FROM (
-        SELECT o.incarnation FROM @overdue AS o
-        WHERE p_incarnations IS NULL OR o.incarnation = ANY (p_incarnations)
-        ORDER BY o.incarnation LIMIT p_sessions
-        FOR UPDATE SKIP LOCKED
-    ) AS f;
-    deleted := 0;
-    IF taken = 0 THEN
-        RETURN;
-    END IF;
-    -- With the sessions locked, nobody can put them on the list again before this is done.
-    SELECT array_agg(f.incarnation), array_agg(f.first_seq) INTO v_alive, v_first
-    FROM (
-        SELECT s.incarnation, s.first_seq FROM @sessions AS s WHERE s.incarnation = ANY (v_targets)
-        ORDER BY s.incarnation FOR UPDATE
-    ) AS f;
-    DELETE FROM @events WHERE ctid = ANY (ARRAY(
-        SELECT e.ctid
-        FROM unnest(v_targets) AS t (incarnation)
-        LEFT JOIN unnest(v_alive, v_first) AS a (incarnation, first_seq) ON a.incarnation = t.incarnation
-        CROSS JOIN LATERAL (
-            SELECT e.ctid FROM @events AS e
-            WHERE e.incarnation = t.incarnation AND e.seq < coalesce(a.first_seq, 9223372036854775807)
-            ORDER BY e.seq LIMIT p_limit
-        ) AS e
-        LIMIT p_limit
-    ));
-    GET DIAGNOSTICS deleted = ROW_COUNT;
-    IF deleted < p_limit THEN
-        DELETE FROM @overdue WHERE incarnation = ANY (v_targets);
-    END IF;
-END
-$trim$"""
-
-FUNCTIONS: Final = (_SET_UP, _REMOVE, _BEGIN_FLUSH, _COMMIT, APPEND, _RESOLVE, _EXPIRE, _RETAIN, _TRIM)
-"""In an order in which they can be created."""
+FUNCTIONS: Final = (_SET_UP, _BEGIN_FLUSH, _COMMIT, APPEND, _RESOLVE, *UPKEEP_FUNCTIONS)
+"""All, in any order: names in their bodies are looked up when they run."""

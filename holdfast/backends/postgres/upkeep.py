@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from holdfast.backends.base import Expired, TrimPolicy
 from holdfast.backends.postgres.driver import Connection
 from holdfast.backends.postgres.names import Names
 
-__all__ = ["SCANNED_EVENTS", "expire_some", "retain_some", "trim_some"]
+__all__ = ["SCANNED_EVENTS", "Place", "expire_some", "retain_some", "trim_some"]
 
 _SCANNED_SESSIONS: Final = 1_000
 """That one transaction looks at, and locks, at most."""
 
 SCANNED_EVENTS: Final = 100_000
-"""That one transaction reads at most to apply a policy, if they are not of one session."""
+"""That one transaction reads at most, or little more, to apply a policy."""
 
 
 async def expire_some(connection: Connection, names: Names, now_us: int, limit: int) -> tuple[list[Expired], bool]:
@@ -30,28 +30,39 @@ async def expire_some(connection: Connection, names: Names, now_us: int, limit: 
     return gone, scanned == _SCANNED_SESSIONS
 
 
+class Place(NamedTuple):
+    """How far a walk of `retain_some` has come: all sessions before ``start`` are done.
+
+    Of that one's events, those from ``before`` on have ``size_bytes`` (None: none has been looked at).
+    """
+
+    start: int
+    before: int | None = None
+    size_bytes: int = 0
+
+
 async def retain_some(
     connection: Connection,
     names: Names,
     incarnations: Sequence[int] | None,
-    after: int,
+    place: Place,
     policy: TrimPolicy,
     max_events: int,
-) -> int | None:
-    """Apply the policy to some sessions behind ``after``, of all or the given ones.
+) -> Place | None:
+    """Apply the policy to some sessions, of all or the given ones; looks at ``max_events`` of them, or a few more.
 
-    Returns where to go on (None: the end). So many that they have ``max_events`` together, but one at least.
+    Returns where to go on (None: the end), which may be in the middle of a session.
     """
-    return_value: int | None = await connection.fetchval(
-        names.sql("SELECT @retain($1, $2, $3, $4, $5, $6)"),
+    start, before, size_bytes = await connection.fetchrow(
+        names.sql("SELECT * FROM @retain($1, $2, $3, $4, $5, $6, $7, $8)"),
         incarnations,
-        after,
+        *place,
         _SCANNED_SESSIONS,
         max_events,
         policy.min_time_us,
         policy.max_bytes,
     )
-    return return_value
+    return None if start is None else Place(start, before, size_bytes or 0)
 
 
 async def trim_some(
