@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
+import anyio
 import pytest
 import structlog
 
@@ -15,6 +17,8 @@ from holdfast.backends.sqlite.checkpoint import Checkpointer, Pacer
 from holdfast.backends.sqlite.connection import connect
 from holdfast.testing import ManualClock
 from holdfast.testing.contract.direct import Direct
+
+PATIENCE_S = 10
 
 
 def commits_until_due(pacer: Pacer, limit: int = 100_000) -> int:
@@ -104,9 +108,71 @@ def test_failure_is_logged_and_no_error(
     checkpointer = Checkpointer(config)
     monkeypatch.setattr(checkpointer, "checkpoint", fail)
     with structlog.testing.capture_logs() as logs:
-        for _ in range(16):
-            checkpointer.after_commit(writer)
+        checkpointer.run(writer)
     assert [log["event"] for log in logs] == ["sqlite.checkpoint_failed"]
+
+
+@pytest.mark.anyio
+async def test_callers_do_not_wait_for_a_checkpoint(
+    config: SQLiteConfig, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have to wait for another process, and the commit before it is done."""
+    begun, go = threading.Event(), threading.Event()
+    checkpoint = Checkpointer.checkpoint
+
+    def slow(checkpointer: Checkpointer, writer: sqlite3.Connection) -> int:
+        begun.set()
+        assert go.wait(PATIENCE_S)
+        return checkpoint(checkpointer, writer)
+
+    monkeypatch.setattr(Checkpointer, "checkpoint", slow)
+    backend = SQLiteBackend(config)
+    await backend.open()
+    try:
+        direct = Direct(backend, clock)
+        head = await direct.create("s")
+        with anyio.fail_after(PATIENCE_S / 2):
+            while not begun.is_set():
+                head = await direct.append(head, "x")
+                await anyio.sleep(0.001)  # one that is queued now begins
+    finally:
+        go.set()
+        await backend.close()
+    assert not Path(config.path + "-wal").exists()
+
+
+@pytest.mark.anyio
+async def test_a_commit_that_outlives_its_store_leaves_no_checkpoint_behind(
+    config: SQLiteConfig, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its caller was cancelled, and the checkpoint after it is queued behind the end."""
+    monkeypatch.setattr(Pacer, "commit_is_due", lambda _: True)
+    backend = SQLiteBackend(config)
+    await backend.open()
+    direct = Direct(backend, clock)
+    head = await direct.create("s")
+    await anyio.sleep(0.01)
+    runs = list[int]()
+    monkeypatch.setattr(Checkpointer, "run", lambda _, writer: runs.append(1))
+    begun, go = threading.Event(), threading.Event()
+
+    def busy(_: sqlite3.Connection) -> None:
+        begun.set()
+        assert go.wait(PATIENCE_S)
+
+    assert backend._thread.run_later is not None
+    backend._thread.run_later(busy)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(direct.append, head, "x")
+        await anyio.sleep(0.01)
+        tasks.cancel_scope.cancel()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(backend.close)
+        await anyio.sleep(0.01)
+        go.set()
+    assert begun.is_set()
+    assert runs == []
+    assert not Path(config.path + "-wal").exists()
 
 
 @pytest.mark.anyio

@@ -91,6 +91,7 @@ class SQLiteBackend:
         self._thread = WriterThread(self._config)
         writer = Connection(self._thread.open)
         await self._bridge.call(writer.start)
+        self._thread.run_later = writer.run_later
         self._writer = self._reader = writer
         if not self._config.exclusive:
             reader = Connection(partial(open_reader, self._config))

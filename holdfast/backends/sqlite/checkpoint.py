@@ -72,10 +72,12 @@ class Checkpointer:
         self._pacer: Final = Pacer(config.checkpoint_pages)
         self._connection: sqlite3.Connection | None = None
 
-    def after_commit(self, writer: sqlite3.Connection) -> None:
-        """Checkpoint if it is time. Its failure is no failure of the commit: it is made up for later."""
-        if not self._pacer.commit_is_due():
-            return
+    def commit_is_due(self) -> bool:
+        """Count a commit; whether it is time to `run`."""
+        return self._pacer.commit_is_due()
+
+    def run(self, writer: sqlite3.Connection) -> None:
+        """Checkpoint. A failure harms nobody: it is made up for after the next commit."""
         try:
             self._pacer.checkpointed(self.checkpoint(writer))
         except sqlite3.Error as exc:

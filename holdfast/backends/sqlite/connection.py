@@ -79,11 +79,18 @@ class Connection(aiosqlite.Connection):
         head_start.wait()
         return await future
 
+    def run_later(self, function: Callable[[sqlite3.Connection], object]) -> None:
+        """As `run`, but nobody waits for it, and any thread may ask for it, its own too."""
+        self._put((None, partial(function, self._conn)))
+
     def _submit(self, function: Callable[[sqlite3.Connection], T]) -> asyncio.Future[T]:
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        put = cast("Callable[[Any], None]", self._tx.put_nowait)  # pyright: ignore[reportUnknownMemberType]
-        put((future, partial(function, self._conn)))
+        self._put((future, partial(function, self._conn)))
         return future
+
+    def _put(self, item: tuple[asyncio.Future[Any] | None, Callable[[], object]]) -> None:
+        put = cast("Callable[[Any], None]", self._tx.put_nowait)  # pyright: ignore[reportUnknownMemberType]
+        put(item)
 
 
 def connect(config: SQLiteConfig, *, timeout_s: float) -> sqlite3.Connection:

@@ -26,7 +26,10 @@ class WriterThread:
 
     def __init__(self, config: SQLiteConfig) -> None:
         self._config: Final = config
-        self._checkpointer: Final = None if config.exclusive else Checkpointer(config)
+        self._checkpointer = None if config.exclusive else Checkpointer(config)
+        self._checkpoint_is_queued = False
+        self.run_later: Callable[[Callable[[sqlite3.Connection], object]], None] | None = None
+        """`Connection.run_later` of the write connection."""
         self._durability: Durability | None = None
         self._data_version = 0
 
@@ -40,6 +43,7 @@ class WriterThread:
         """Leave the write connection alone in this process, so that closing it empties the log."""
         if self._checkpointer is not None:
             self._checkpointer.close()
+            self._checkpointer = None
 
     def commit(
         self,
@@ -52,18 +56,27 @@ class WriterThread:
             set_durability(connection, batch.durability)
             self._durability = batch.durability
         outcomes = commit_batch(connection, batch, trusted, head_start)
-        self._after_commit(connection)
+        self._after_commit()
         return outcomes
 
     def write(self, connection: sqlite3.Connection, function: Callable[[sqlite3.Connection], T]) -> T:
         """Any transaction other than the commit of a batch."""
         result = function(connection)
-        self._after_commit(connection)
+        self._after_commit()
         return result
 
-    def _after_commit(self, connection: sqlite3.Connection) -> None:
+    def _after_commit(self) -> None:
+        """Queue a checkpoint if it is time: callers first, for it may wait for other processes' commits."""
+        if self._checkpointer is None or not self._checkpointer.commit_is_due() or self._checkpoint_is_queued:
+            return
+        self._checkpoint_is_queued = True
+        assert self.run_later is not None
+        self.run_later(self._checkpoint)
+
+    def _checkpoint(self, connection: sqlite3.Connection) -> None:
+        self._checkpoint_is_queued = False
         if self._checkpointer is not None:
-            self._checkpointer.after_commit(connection)
+            self._checkpointer.run(connection)
 
     def others_have_committed(self, connection: sqlite3.Connection) -> bool:
         """Whether another connection has, since the last call or the opening."""
