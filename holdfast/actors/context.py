@@ -65,7 +65,7 @@ class ActorContext(Protocol):
         ...
 
     def look_for_room(self) -> None:
-        """It may have come out of use, otherwise than by its mailbox or its touches."""
+        """It may have come out of use, otherwise than by the settling of its last unit."""
         ...
 
     def grown(self, actor: SessionActor) -> None:

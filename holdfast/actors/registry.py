@@ -39,8 +39,9 @@ _log = structlog.stdlib.get_logger("holdfast.registry")
 
 
 _SHORTEST_TICK_US = 20_000
-_LOOKS_APART_S = 0.01
-"""A look for room goes over all hot sessions, and under load each flush gives cause for one."""
+_REST_S = 1e-6
+"""Between two looks for room, for each hot session: a look goes over all of them, and under load each flush
+gives cause for one."""
 
 
 class RegistryStatistics(msgspec.Struct, frozen=True, kw_only=True):
@@ -285,9 +286,7 @@ class Registry:
             while not self._shrink_to(sessions):
                 self.store_touches()
                 await self._room.wait()
-                if self._shrink_to(sessions):
-                    return
-                await anyio.sleep(_LOOKS_APART_S)
+                await anyio.sleep(len(self.hot) * _REST_S)
         finally:
             self.budget.emptied = None
 
@@ -401,11 +400,9 @@ class Registry:
         if not self._touched:
             self.liveness.set()
         self._touched.add(actor)
-        self._room.set()  # to be stored first
 
     def untouched(self, actor: SessionActor) -> None:
         self._touched.discard(actor)
-        self._room.set()
 
     @property
     def has_touches(self) -> bool:
