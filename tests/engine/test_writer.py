@@ -280,7 +280,7 @@ def jitter(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, float]]:
         asked.append((low, high))
         return high
 
-    monkeypatch.setattr("holdfast.backends.writer.random", SimpleNamespace(uniform=uniform))
+    monkeypatch.setattr("holdfast.backends.flusher.random", SimpleNamespace(uniform=uniform))
     return asked
 
 
