@@ -66,6 +66,8 @@ class Monitor:
                 self.scripts[-1] += int(words[3]) - int(words[2]) + 1
             case ["LTRIM"]:
                 self.scripts[-1] += int(words[2])
+            case _:
+                pass
 
 
 @pytest.fixture(scope="module")

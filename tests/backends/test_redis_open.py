@@ -248,7 +248,7 @@ async def test_eviction_is_refused(server: ValkeyServer) -> None:
 
 
 def test_old_redis_is_refused() -> None:
-    facts = Facts("6.2.14", "redis", False, "master", 0, True, "always", True, 0, "noeviction", 0)
+    facts = Facts("6.2.14", "redis", False, "master", 0, True, "always", True, 0, "noeviction", 0, 512 << 20)
     with pytest.raises(ConfigError, match=r"6\.2\.14"):
         check(facts, RedisConfig())
     check(facts._replace(version="7.0.15"), RedisConfig())

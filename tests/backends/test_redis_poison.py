@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Iterator
 
 import anyio
@@ -12,7 +13,7 @@ from holdfast.backends.base import LoadRequest, SessionFilter, Status, TrimPolic
 from holdfast.backends.redis import RedisBackend, commit
 from holdfast.backends.redis.scripts import Script
 from holdfast.backends.urls import create_backend
-from holdfast.errors import OutcomeUnknown, Rejected, SessionNotFound, Unavailable
+from holdfast.errors import LimitExceeded, OutcomeUnknown, Rejected, SessionNotFound, Unavailable
 from holdfast.testing import ManualClock
 from holdfast.testing.contract.direct import Direct, blind, creation, new_event, new_head, texts
 from tests.backends.redis_support import abused_server, behind, proxied
@@ -178,6 +179,34 @@ async def test_another_programs_marker(server: ValkeyServer, direct: Direct, bac
     assert await direct.events(head) == []
 
 
+async def test_more_than_the_server_takes(server: ValkeyServer, clock: ManualClock) -> None:
+    """C47: of one argument (proto-max-bulk-len). Alone it is refused by name; in company, before anything is sent."""
+    server.command("CONFIG", "SET", "proto-max-bulk-len", "1mb")
+    try:
+        url = server.url(prefix=new_prefix())
+        async with holdfast.open(url) as store:
+            assert store.capabilities.max_unit_bytes == 256 << 10
+            sessions = [await store.create() for _ in range(8)]
+            with pytest.raises(LimitExceeded, match="262,144"):
+                await sessions[0].set("k", "x" * 300_000)
+            async with anyio.create_task_group() as tasks:  # more than one call takes
+                for session in sessions:
+                    tasks.start_soon(session.set, "k", "x" * 250_000)
+            assert [len(await session.get("k")) for session in sessions] == [250_000] * 8
+        backend = create_backend(url)
+        await backend.open()
+        direct = Direct(backend, clock)
+        heads = [await direct.create(name) for name in "ab"]
+        large = blind(heads[0], sets={"k": (b'"%s"' % (b"x" * (1 << 20)), 1)})
+        with pytest.raises(Rejected, match="proto-max-bulk-len"):
+            await direct.commit(large, blind(heads[1], events=[new_event("x")]))
+        assert await direct.head("b") == heads[1]
+        assert (await direct.one(blind(heads[1], events=[new_event("x")]))).status is Status.COMMITTED
+        await backend.close()
+    finally:
+        server.command("CONFIG", "SET", "proto-max-bulk-len", "512mb")
+
+
 async def test_missing_right(server: ValkeyServer, proxy: TcpProxy, clock: ManualClock) -> None:
     """A command that the server's user may not use: found before anything is changed."""
     server.command("ACL", "SETUSER", "app", "on", ">secret", "~*", "&*", "+@all", "-pexpire")
@@ -195,6 +224,45 @@ async def test_missing_right(server: ValkeyServer, proxy: TcpProxy, clock: Manua
     finally:
         await backend.close()
         server.command("ACL", "DELUSER", "app")
+
+
+async def test_server_that_ends_in_mid_script(
+    server: ValkeyServer, direct: Direct, backend: RedisBackend, clock: ManualClock
+) -> None:
+    """Nobody can kill a script that has changed something; with its server it goes whole, and is made up for."""
+    head = await direct.create("s")
+    keys = 300_000
+
+    def end_server() -> list[bytes]:
+        while b"BUSY" not in server.command("PING"):
+            pass
+        replies = [server.command("SCRIPT", "KILL")]
+        with contextlib.suppress(OSError):
+            replies.append(server.command("SHUTDOWN", "NOSAVE"))
+        return replies
+
+    replies = list[bytes]()
+
+    async def end() -> None:
+        replies.extend(await anyio.to_thread.run_sync(end_server))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(end)
+        write = blind(head, sets={f"k{number}": (b"1", 1) for number in range(keys)}, events=[new_event("once")])
+        with pytest.raises(OutcomeUnknown):
+            await direct.one(write)
+    assert [reply[:11] for reply in replies] == [b"-UNKILLABLE"]
+    server.stop()
+    server.start()
+    assert await direct.head("s") == head
+    outcomes = None
+    with anyio.fail_after(20):
+        while outcomes is None:
+            with contextlib.suppress(Unavailable):  # it takes longer than one answer may
+                outcomes = await backend.resolve(direct.last_marker)
+    assert outcomes[0].status is Status.COMMITTED
+    assert server.command("HLEN", backend._keys.head("s")[:-1] + b"s") == b":%d\r\n" % keys
+    assert texts(await direct.events(head)) == ["once"]
 
 
 async def test_script_that_breaks_off(

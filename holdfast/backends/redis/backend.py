@@ -50,7 +50,8 @@ _SCHEMA: Final = 1
 """The version of the layout of keys and values."""
 
 _MAX_UNIT_BYTES: Final = 128 << 20
-"""A quarter of what the server takes as one argument."""
+_SHARE_OF_A_CALL: Final = 4
+"""A unit may have this part of what the server takes as one argument: its encoding is larger."""
 
 
 class _Store(NamedTuple):
@@ -108,14 +109,18 @@ class RedisBackend:
             Trimmer(writes, self._keys),
         )
         await _reading(self._check_schema)
-        durability = await _reading(self._inspect)
+        durability, max_bulk_bytes = await _reading(self._inspect)
+        self._store.committer.max_call_bytes = max_bulk_bytes
+        max_unit_bytes = min(_MAX_UNIT_BYTES, max_bulk_bytes // _SHARE_OF_A_CALL)
         self._capabilities = Capabilities(
             name="redis",
             durability=durability,
             exclusive=False,
             watch_is_complete=False,
             preferred_lanes=4,
-            max_unit_bytes=_MAX_UNIT_BYTES,
+            max_value_bytes=max_unit_bytes,
+            max_event_bytes=max_unit_bytes,
+            max_unit_bytes=max_unit_bytes,
         )
 
     async def _is_cluster(self) -> bool:
@@ -148,13 +153,13 @@ class RedisBackend:
                 supported=_SCHEMA,
             )
 
-    async def _inspect(self) -> Durability:
-        """Check every server; the least that one of them promises."""
-        levels: list[Durability] = []
-        for facts in await self._facts():
-            server.check(facts, self._config)
-            levels.append(server.durability_of(facts, self._config))
-        return min(levels, key=lambda level: level.rank)
+    async def _inspect(self) -> tuple[Durability, int]:
+        """Check every server; the least that one of them promises, and the fewest bytes that one takes at once."""
+        facts = await self._facts()
+        for each in facts:
+            server.check(each, self._config)
+        levels = [server.durability_of(each, self._config) for each in facts]
+        return min(levels, key=lambda level: level.rank), min(each.max_bulk_bytes for each in facts)
 
     async def _facts(self) -> list[server.Facts]:
         replies = await self._open_store().reads.send_everywhere(server.INSPECTION)

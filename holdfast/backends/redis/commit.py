@@ -72,6 +72,8 @@ class Committer:
         self._registered: set[tuple[str, int]] = set()
         self._lost: Final[set[tuple[str, int]]] = set()
         """Lanes of which a packet may still arrive: their markers are the fence that it meets."""
+        self.max_call_bytes = 512 << 20
+        """What the server takes as the writes of one call."""
         self._seen: Final[set[bytes]] = set()
         """In a cluster: heads of sessions whose keys were found to be ours."""
 
@@ -146,10 +148,17 @@ class Committer:
 
     def _prepare(self, batch: Batch) -> _Prepared:
         """Raises: `Rejected`, before anything is sent."""
+        writes = [encode_write(write) for write in batch.writes]
+        sizes = list(map(len, writes))
+        size = sum(sizes) if self._link.in_order else max(sizes, default=0)
+        if size > self.max_call_bytes:
+            raise Rejected(
+                f"the write has {size:,} bytes; the server takes {self.max_call_bytes:,} (proto-max-bulk-len)"
+            )
         return _Prepared(
             batch,
             [self._keys.head(write.id) for write in batch.writes],
-            [encode_write(write) for write in batch.writes],
+            writes,
             [
                 (Entry.of(head.incarnation, head.owner, head.id), head.expires_us)
                 for head in (write.create for write in batch.writes)

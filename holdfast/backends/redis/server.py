@@ -22,10 +22,12 @@ INSPECTION: Final[Sequence[tuple[Argument, ...]]] = (
     (b"INFO",),
     (b"CONFIG", b"GET", b"appendfsync"),
     (b"CONFIG", b"GET", b"no-appendfsync-on-rewrite"),
+    (b"CONFIG", b"GET", b"proto-max-bulk-len"),
 )
 """The commands whose replies `facts_from` reads."""
 
 _OLDEST: Final = (7, 0)
+_USUAL_BULK_BYTES: Final = 512 << 20
 
 
 class Facts(NamedTuple):
@@ -42,11 +44,13 @@ class Facts(NamedTuple):
     maxmemory: int
     maxmemory_policy: str
     used_memory: int
+    max_bulk_bytes: int
+    """Of one argument of a command, so of one call of a script."""
 
 
 def facts_from(replies: Sequence[Reply]) -> Facts:
     """Raises: `Unavailable`."""
-    info_reply, fsync, on_rewrite = replies
+    info_reply, fsync, on_rewrite, bulk = replies
     if isinstance(info_reply, Exception):
         raise translate(info_reply) from info_reply
     info = _parse_info(info_reply)
@@ -63,6 +67,7 @@ def facts_from(replies: Sequence[Reply]) -> Facts:
         maxmemory=int(info.get("maxmemory", "0")),
         maxmemory_policy=info.get("maxmemory_policy", "noeviction"),
         used_memory=int(info.get("used_memory", "0")),
+        max_bulk_bytes=int(_parse_setting(bulk) or _USUAL_BULK_BYTES),
     )
 
 
