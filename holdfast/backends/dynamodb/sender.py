@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Mapping
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final, cast
 from urllib.parse import urlsplit
 
@@ -27,6 +27,7 @@ from botocore.exceptions import (  # type: ignore[import-untyped]
 from botocore.loaders import Loader, create_loader  # type: ignore[import-untyped]
 
 from holdfast.backends.dynamodb.config import DynamoDBConfig
+from holdfast.backends.dynamodb.errors import ERRORS, translate
 from holdfast.backends.dynamodb.signing import Signer
 from holdfast.backends.dynamodb.wire import decode_answer, decode_error, encode
 from holdfast.errors import ConfigError, StoreClosed
@@ -48,36 +49,45 @@ class Sender:
         self.region = ""
 
     async def open(self) -> None:
-        """Find out where and as whom to send; nothing is sent to DynamoDB. Raises: `ConfigError`."""
-        config = self._config
-        exits = AsyncExitStack()
+        """Find out where and as whom to send; nothing is sent to DynamoDB.
+
+        Raises: `ConfigError`; `Unavailable` if there should be credentials and they cannot be had.
+        """
+        session: Any = AioSession(profile=self._config.profile)
+        session.register_component("data_loader", _loader())
         try:
-            session: Any = AioSession(profile=config.profile)
-            session.register_component("data_loader", _loader())
             self._credentials = await session.get_credentials()
-            client = await exits.enter_async_context(
-                session.create_client(
-                    "dynamodb",
-                    region_name=config.region,
-                    endpoint_url=config.endpoint,
-                    config=AioConfig(
-                        max_pool_connections=config.max_concurrency,
-                        connect_timeout=config.connect_timeout_s,
-                        read_timeout=config.request_timeout_s,
-                        tcp_keepalive=True,
-                    ),
-                )
-            )
         except ProfileNotFound as exc:
-            await exits.aclose()
             raise ConfigError("profile", str(exc)) from exc
-        except (BotoCoreError, ValueError) as exc:
+        except ERRORS as exc:
+            raise translate(exc) from exc
+        exits = AsyncExitStack()
+        client = await exits.enter_async_context(self._client(session))
+        if client.meta.config.account_id_endpoint_mode == "required":
             await exits.aclose()
-            raise ConfigError("region" if "region" in str(exc) else "endpoint", str(exc)) from exc
+            raise ConfigError("endpoint", "requests go to the region's endpoint; one by account id cannot be required")
         self._exits = exits
         self.region = str(client.meta.region_name)
         self._signer = Signer(str(client.meta.endpoint_url), self.region, _user_agent())
         self._connections = client._endpoint.http_session  # noqa: SLF001 - a test pins it
+
+    @asynccontextmanager
+    async def _client(self, session: Any) -> AsyncGenerator[Any]:
+        """The SDK's, for all that it finds out when it is made. Raises: `ConfigError`."""
+        config = self._config
+        settings = AioConfig(
+            max_pool_connections=config.max_concurrency,
+            connect_timeout=config.connect_timeout_s,
+            read_timeout=config.request_timeout_s,
+            tcp_keepalive=True,
+        )
+        named = {"region_name": config.region, "endpoint_url": config.endpoint, "config": settings}
+        async with AsyncExitStack() as exits:
+            try:
+                client = await exits.enter_async_context(session.create_client("dynamodb", **named))
+            except (BotoCoreError, ValueError) as exc:
+                raise ConfigError("region" if "region" in str(exc) else "endpoint", str(exc)) from exc
+            yield client
 
     async def close(self) -> None:
         exits, self._exits, self._signer = self._exits, None, None

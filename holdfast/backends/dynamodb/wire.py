@@ -18,7 +18,7 @@ class ErrorAnswer(Exception):
     """DynamoDB's answer is an error."""
 
     def __init__(self, status: int, code: str, message: str = "", **more: Any) -> None:
-        super().__init__(f"{code}: {message}")
+        super().__init__(f"{code}: {message}" if message else code)
         self.status = status
         """Of HTTP."""
         self.code = code
