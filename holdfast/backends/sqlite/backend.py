@@ -32,7 +32,7 @@ from holdfast.backends.sqlite.config import SQLiteConfig
 from holdfast.backends.sqlite.connection import Connection, open_reader
 from holdfast.backends.sqlite.describe import describe
 from holdfast.backends.sqlite.errors import translated
-from holdfast.backends.sqlite.trusted import trusted_flush
+from holdfast.backends.sqlite.trusted import TrustedFlush, trusted_flush
 from holdfast.backends.sqlite.writer import WriterThread
 from holdfast.errors import StoreClosed
 from holdfast.model import Durability
@@ -68,6 +68,8 @@ class SQLiteBackend:
         self._capabilities: Capabilities | None = None
         self._expired_to = 0
         self._trimmed_to = 0
+        self._last_ahead: HeadStart | None = None
+        """Of the newest large commit, until it has ended."""
 
     @property
     def capabilities(self) -> Capabilities:
@@ -104,6 +106,7 @@ class SQLiteBackend:
             name="sqlite",
             durability=Durability.DISK,
             exclusive=self._config.exclusive,
+            commits_queue=True,
             max_value_bytes=largest - _ROW_OVERHEAD_BYTES,
             max_event_bytes=largest - _ROW_OVERHEAD_BYTES,
         )
@@ -128,11 +131,28 @@ class SQLiteBackend:
         trusted = trusted_flush(batch)
         if trusted is None or len(batch.writes) < _MANY_WRITES:
             return await self._write_connection_run(lambda connection: self._thread.commit(connection, batch, trusted))
+        return await self._commit_ahead(batch, trusted)
+
+    async def _commit_ahead(self, batch: Batch, trusted: TrustedFlush) -> list[Outcome]:
+        """With a head start before the event loop: now, or as soon as the commit before it has ended."""
         head_start = HeadStart()
+        before, self._last_ahead = self._last_ahead, head_start
         function = partial(self._thread.commit, batch=batch, trusted=trusted, head_start=head_start)
-        with translated():
-            run = self._opened(self._writer).run_ahead
-            return await self._bridge.call(run, function, head_start, head_start=head_start)
+        ahead = head_start if before is None else None
+        try:
+            with translated():
+                run = self._opened(self._writer).run_ahead
+                return await self._bridge.call(run, function, ahead, head_start=ahead)
+        finally:
+            self._ended(head_start)
+
+    def _ended(self, head_start: HeadStart) -> None:
+        """A large commit has; another may have been handed over meanwhile: let the thread begin it first."""
+        newest = self._last_ahead
+        if newest is head_start:
+            self._last_ahead = None
+        elif newest is not None:
+            newest.wait()
 
     async def resolve(self, marker: Marker) -> list[Outcome] | None:
         return await self._write_connection_run(lambda connection: commit.resolve_marker(connection, marker))

@@ -73,10 +73,11 @@ class Connection(aiosqlite.Connection):
         """
         return await self._submit(function)
 
-    async def run_ahead(self, function: Callable[[sqlite3.Connection], T], head_start: HeadStart) -> T:
-        """As `run`, with a head start before this event loop."""
+    async def run_ahead(self, function: Callable[[sqlite3.Connection], T], head_start: HeadStart | None) -> T:
+        """As `run`, with a head start before this event loop, if one is given."""
         future = self._submit(function)
-        head_start.wait()
+        if head_start is not None:
+            head_start.wait()
         return await future
 
     def run_later(self, function: Callable[[sqlite3.Connection], object]) -> None:
