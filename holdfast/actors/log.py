@@ -49,12 +49,12 @@ class EventLog:
         cursor = Cursor.parse(after)
         if cursor.incarnation != actor.incarnation:
             raise InvalidCursor(after, "foreign")
-        if cursor.seq > actor.last_seq:
+        if cursor.seq > actor.last_seq and cursor.seq > actor.shown_seq:
             raise InvalidCursor(after, "ahead")
         return cursor.seq
 
-    async def page(self, query: EventQuery, *, cursor: str | None) -> EventPage:
-        """One page from the store.
+    async def page(self, actor: SessionActor, query: EventQuery, *, cursor: str | None) -> EventPage:
+        """One page of the actor's session from the store.
 
         Raises: `EventGap` if ``cursor`` is given and events right after it are gone;
         `SessionNotFound`; `Unavailable`.
@@ -64,6 +64,8 @@ class EventLog:
             raise SessionNotFound(query.id)
         if cursor is not None and query.after_seq + 1 < page.first_seq:
             raise await self._gap(query, page, cursor)
+        if page.events:
+            actor.shown_seq = max(actor.shown_seq, page.events[-1].seq)
         return page
 
     async def _read(self, query: EventQuery) -> EventPage | None:
@@ -86,7 +88,7 @@ class EventLog:
         while seq < end_seq and limit != 0:
             size = _PAGE_EVENTS if limit is None else min(limit, _PAGE_EVENTS)
             query = EventQuery(actor.id, actor.incarnation, seq, stream, size, _PAGE_BYTES)
-            page = await self.page(query, cursor=cursor)
+            page = await self.page(actor, query, cursor=cursor)
             events = page.events
             if first:  # begin and end of the log as of one moment
                 end_seq, first = page.last_seq, False
@@ -103,4 +105,4 @@ class EventLog:
     async def last(self, actor: SessionActor, count: int, stream: str | None) -> list[Event]:
         """The newest ``count`` events, oldest first. Raises: as `page`."""
         query = EventQuery(actor.id, actor.incarnation, 0, stream, count, _NO_BOUND, last=True)
-        return (await self.page(query, cursor=None)).events
+        return (await self.page(actor, query, cursor=None)).events

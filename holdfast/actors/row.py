@@ -13,8 +13,8 @@ class Row:
     """The head of a hot session: as committed, and with the activity that is not stored yet."""
 
     __slots__ = (
-        "_head", "active_us", "exclusive", "first_seq", "id", "incarnation", "last_seq", "touched_since_us",
-        "touched_us", "version",
+        "_head", "active_us", "exclusive", "first_seq", "id", "incarnation", "last_seq", "shown_seq",
+        "touched_since_us", "touched_us", "version",
     )  # fmt: skip
 
     def __init__(self, head: Head, *, exclusive: bool) -> None:
@@ -27,6 +27,8 @@ class Row:
         self.version = head.version
         self.last_seq = head.last_seq
         self.first_seq = head.first_seq
+        self.shown_seq = 0
+        """The newest event that a read has handed out: it may be stored, and its flush not settled yet."""
         self.active_us = head.active_us
         self.touched_us = 0
         """Latest activity that is not stored yet; 0: none."""

@@ -146,7 +146,7 @@ class Subscription:
                 events = [event for event in events if event.stream == self._stream]
         else:
             query = EventQuery(actor.id, actor.incarnation, self._seq, self._stream, _PAGE_EVENTS, _PAGE_BYTES)
-            page = await self._log.page(query, cursor=self._cursor())
+            page = await self._log.page(actor, query, cursor=self._cursor())
             events, scanned_seq = page.events, page.scanned_seq
         self._page, self._next = events, 0
         self._seq = scanned_seq

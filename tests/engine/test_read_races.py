@@ -12,8 +12,8 @@ from holdfast import Config, Session, Supervisor
 from holdfast.backends.base import LoadRequest, Snapshot, Status
 from holdfast.backends.memory import MemoryBackend, MemoryData
 from holdfast.config import Limits, RetentionConfig, WriterConfig
-from holdfast.errors import EventGap, Unavailable
-from holdfast.model import Event
+from holdfast.errors import EventGap, InvalidCursor, Unavailable
+from holdfast.model import Cursor, Event
 from holdfast.testing import FaultKind, FaultyBackend, InjectedCrash, ManualClock
 from holdfast.testing.contract.direct import Direct, blind, creation, new_head
 from holdfast.testing.faults import Operation
@@ -249,3 +249,63 @@ async def test_a_bug_of_the_backend_is_unavailable(
         assert store._engine.read_breaker.failures == 1
         await read(store, session)
         assert store._engine.read_breaker.failures == 0
+
+
+@pytest.mark.parametrize("how", ["events", "last_events", "replay", "subscribe"])
+async def test_a_cursor_that_was_handed_out_is_never_ahead(how: str, clock: ManualClock) -> None:
+    """Where a read goes to the store and finds what is committed before the actor has heard of it."""
+    backend = FaultyBackend(MemoryBackend())
+    async with Supervisor(backend, Config(ttl_s=None), clock=clock) as store:
+        session = await store.create("s")
+        await session.append(1)
+        hold = backend.inject(FaultKind.HELD_DONE)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(session.append, 2)
+            await hold.struck()
+            await clock.settle()
+            match how:
+                case "events":
+                    seen = await session.events()
+                case "last_events":
+                    seen = await session.last_events(5)
+                case "replay":
+                    seen = [event async for event in session.replay()]
+                case _:
+                    subscription = session.subscribe()
+                    seen = [await anext(subscription), await anext(subscription)]
+            assert [event.data for event in seen] == [1, 2]
+            cursor = seen[-1].id
+            ahead = str(Cursor.parse(cursor)._replace(seq=3))
+            with anyio.fail_after(PATIENCE_S):
+                assert await session.events(after=cursor) == []
+                for refused in (session.events(after=ahead), session.delete_events_before(ahead)):
+                    with pytest.raises(InvalidCursor):
+                        await refused
+                async with session.subscribe(after=cursor) as events:
+                    tasks.start_soon(session.append, 3)
+                    hold.release()
+                    assert (await anext(events)).data == 3
+        assert await session.delete_events_before(cursor) == 1
+
+
+async def test_what_is_older_than_a_cursor_handed_out_early_is_dropped(clock: ManualClock) -> None:
+    backend = FaultyBackend(MemoryBackend())
+    async with Supervisor(backend, Config(ttl_s=None), clock=clock) as store:
+        session = await store.create("s")
+        await session.append(1)
+        hold = backend.inject(FaultKind.HELD_DONE)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(session.append, 2)
+            await hold.struck()
+            await clock.settle()
+            cursor = (await session.events())[-1].id
+            dropped = list[int]()
+
+            async def drop() -> None:
+                dropped.append(await session.delete_events_before(cursor))
+
+            tasks.start_soon(drop)
+            await clock.settle()
+            hold.release()
+        assert dropped == [1]
+        assert [event.data for event in await session.events()] == [2]
