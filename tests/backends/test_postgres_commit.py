@@ -169,8 +169,9 @@ async def test_cut_connection_leaves_the_outcome_to_be_found(
     assert texts(await direct.events(head)) == ["first", "second"][: 1 + committed]
 
 
+@pytest.mark.parametrize("more", [{}, {"sets": {"k": (b"1", 1)}}], ids=["append", "general"])
 async def test_commit_that_arrives_after_resolve_is_void(
-    backend: PostgresBackend, behind: PostgresBackend, direct: Direct, proxy: TcpProxy
+    backend: PostgresBackend, behind: PostgresBackend, direct: Direct, proxy: TcpProxy, more: dict[str, Any]
 ) -> None:
     """P5: a statement that was held up on its way does nothing when it gets through at last."""
     head = await direct.create("s")
@@ -182,7 +183,7 @@ async def test_commit_that_arrives_after_resolve_is_void(
 
         async def commit() -> None:
             with pytest.raises(OutcomeUnknown):
-                await behind.commit(batch_of(blind(head, events=[new_event("late")]), marker=marker))
+                await behind.commit(batch_of(blind(head, events=[new_event("late")], **more), marker=marker))
 
         tasks.start_soon(commit)
         await anyio.sleep(0.1)
@@ -192,7 +193,7 @@ async def test_commit_that_arrives_after_resolve_is_void(
     await anyio.sleep(0.2)
     assert await direct.events(head) == []
     with pytest.raises(Unavailable, match="void"):
-        await backend.commit(batch_of(blind(head, events=[new_event("late")]), marker=marker))
+        await backend.commit(batch_of(blind(head, events=[new_event("late")], **more), marker=marker))
     assert await direct.events(head) == []
     await backend.commit(batch_of(blind(head, events=[new_event("next")]), marker=marker._replace(flush=3)))
     assert texts(await direct.events(head)) == ["next"]

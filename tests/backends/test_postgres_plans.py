@@ -86,6 +86,8 @@ async def test_nothing_hot_scans_a_table(backend: PostgresBackend, clock: Manual
     direct = Direct(backend, clock)
     heads = [await direct.head(f"s{number}") for number in range(0, 3_000, 30)]
     await direct.commit(*(blind(head, sets={"c": (b"1", 1)}, events=[new_event("x")], removes={"a"}) for head in heads))
+    await direct.commit(*(blind(head, events=[new_event("x")]) for head in heads), max_events=11)
+    await direct.commit(blind(new_head("unknown", 0), events=[new_event("x")]))
     await direct.commit(*(blind(head, cleared=True, floor_seq=5) for head in heads))
     await direct.commit(blind(heads[0], delete=True), creation(new_head("new", clock.now_us())))
     await direct.commit(creation(new_head("new", clock.now_us())))

@@ -47,7 +47,8 @@ BEGIN
                 AS u (incarnation, id, accepted, active, stream, type, retry, time, place)
             ORDER BY u.incarnation
         ) AS w
-        WHERE s.incarnation = w.incarnation AND s.id = w.id AND NOT s.closed
+        -- Were ids compared by =, the planner would take their index, whose entries are long and in no useful order.
+        WHERE s.incarnation = w.incarnation AND s.id IS NOT DISTINCT FROM w.id AND NOT s.closed
             AND coalesce(LEAST(s.active_us + s.ttl_us, s.deadline_us) > w.accepted, true)
         RETURNING s.incarnation, s.version - 1 AS version, s.last_seq AS seq, s.first_seq,
             w.stream, w.type, w.retry, w.time, w.place
