@@ -12,8 +12,9 @@ from redis.crc import key_slot
 
 from holdfast.backends.base import Head, LoadRequest, Marker, Status, TrimPolicy
 from holdfast.backends.redis import RedisBackend
+from holdfast.backends.redis.cluster import ClusterLink
 from holdfast.backends.redis.keys import SHARDS, Keys
-from holdfast.backends.redis.link import Command
+from holdfast.backends.redis.link import Command, Node
 from holdfast.backends.redis.scripts import PUT
 from holdfast.backends.urls import create_backend
 from holdfast.errors import OutcomeUnknown, Unavailable
@@ -190,6 +191,27 @@ async def test_slot_that_begins_to_move(direct: Direct, backend: RedisBackend, p
     assert (await direct.one(write)).status is Status.COMMITTED
     assert await direct.state(head.id) == {"new": b"2"}
     assert texts(await direct.events(head)) == ["a", "b"]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_servers_that_left(backend: RedisBackend, direct: Direct, anyio_backend: str) -> None:
+    """Several calls find out at once, and one is on its way to such a server: nothing of it stays open."""
+    link = backend._open_store().writes
+    assert isinstance(link, ClusterLink)
+    gone = [Node(link._config) for _ in range(3)]
+    used = await gone[0].connect()
+    link._nodes.update({("gone", port): node for port, node in enumerate(gone)})
+    link._map_is_old = True
+    commands = [Command(key, (b"GET", key)) for key in (b"{a}", b"{b}")]
+    async with anyio.create_task_group() as tasks:
+        for _ in range(5):
+            tasks.start_soon(link.send, commands)
+    assert not any(host == "gone" for host, _ in link._nodes)
+    late = await gone[0].connect()
+    for connection in (used, late):
+        await gone[0].release(connection, reusable=True)
+        assert not connection.is_connected
 
 
 @pytest.mark.anyio

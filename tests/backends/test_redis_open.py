@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 import holdfast
 from holdfast.backends.redis import RedisBackend, RedisConfig
+from holdfast.backends.redis import backend as backend_module
 from holdfast.backends.redis.server import Facts, check, durability_of
 from holdfast.backends.urls import create_backend
 from holdfast.errors import ConfigError, SchemaError, StoreClosed, StoreError, Unavailable
@@ -217,6 +218,23 @@ async def test_durability_is_what_the_server_does(settings: dict[str, str], leve
 
 
 @pytest.mark.anyio
+async def test_no_promise_before_the_log_has_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    """P1: appendonly was just switched on; until the log is written, a killed server loses all of it."""
+    with own_server({"appendfsync": "always"}) as server:
+        server.command("DEBUG", "POPULATE", "1000")
+        server.command("CONFIG", "SET", "rdb-key-save-delay", "2000")
+        assert server.command("CONFIG", "SET", "appendonly", "yes") == b"+OK\r\n"
+        with monkeypatch.context() as patch:
+            patch.setattr(backend_module, "_FIRST_LOG_ROUNDS", 2)
+            with pytest.raises(Unavailable, match="not safe yet"):
+                await create_backend(server.url()).open()
+        server.command("CONFIG", "SET", "rdb-key-save-delay", "0")
+        async with holdfast.open(server.url()) as store:
+            assert store.capabilities.durability is Durability.DISK
+            assert b"aof_rewrite_in_progress:0" in server.command("INFO", "persistence")
+
+
+@pytest.mark.anyio
 async def test_durability_where_config_is_forbidden() -> None:
     with own_server(ALWAYS) as server:
         server.command("ACL", "SETUSER", "default", "-config")
@@ -248,7 +266,7 @@ async def test_eviction_is_refused(server: ValkeyServer) -> None:
 
 
 def test_old_redis_is_refused() -> None:
-    facts = Facts("6.2.14", "redis", False, "master", 0, True, "always", True, 0, "noeviction", 0, 512 << 20)
+    facts = Facts("6.2.14", "redis", False, "master", 0, True, "always", True, True, 0, "noeviction", 0, 512 << 20)
     with pytest.raises(ConfigError, match=r"6\.2\.14"):
         check(facts, RedisConfig())
     check(facts._replace(version="7.0.15"), RedisConfig())

@@ -53,6 +53,9 @@ _MAX_UNIT_BYTES: Final = 128 << 20
 _SHARE_OF_A_CALL: Final = 4
 """A unit may have this part of what the server takes as one argument: its encoding is larger."""
 
+_FIRST_LOG_WAIT_S: Final = 0.1
+_FIRST_LOG_ROUNDS: Final = 50
+
 
 class _Store(NamedTuple):
     """What an open backend consists of. Commits have connections of their own, so that reads cannot crowd them out."""
@@ -154,8 +157,19 @@ class RedisBackend:
             )
 
     async def _inspect(self) -> tuple[Durability, int]:
-        """Check every server; the least that one of them promises, and the fewest bytes that one takes at once."""
-        facts = await self._facts()
+        """Check every server; the least that one of them promises, and the fewest bytes that one takes at once.
+
+        Waits for a server that writes its first log. Raises: `Unavailable` if that takes long.
+        """
+        for _ in range(_FIRST_LOG_ROUNDS):
+            facts = await self._facts()
+            if self._config.server_durability is not None or all(each.log_has_begun for each in facts):
+                break
+            await asyncio.sleep(_FIRST_LOG_WAIT_S)
+        else:
+            raise Unavailable(
+                "the server's log is being written for the first time: what it acknowledges is not safe yet"
+            )
         for each in facts:
             server.check(each, self._config)
         levels = [server.durability_of(each, self._config) for each in facts]

@@ -143,5 +143,5 @@ class ClusterLink:
         self._owners = owners
         self._map_is_old = False
         gone = self._nodes.keys() - set(owners) - {self._seed, asked}
-        for address in gone:
-            await self._nodes.pop(address).close()
+        for node in [self._nodes.pop(address) for address in gone]:  # at once: others may do the same meanwhile
+            await node.close()

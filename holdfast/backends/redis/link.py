@@ -73,6 +73,7 @@ class Node:
     def __init__(self, config: RedisConfig, host: str | None = None, port: int | None = None) -> None:
         self._pool: Final[Any] = ConnectionPool(**connection_options(config, host, port))
         self._places: Final = asyncio.Semaphore(config.pool_size)
+        self._closed = False
 
     async def send(self, commands: Sequence[tuple[Argument, ...]]) -> list[Reply]:
         """As `Link.send`. Waits for a free connection."""
@@ -99,7 +100,7 @@ class Node:
             raise Unavailable(str(translate(exc))) from exc
 
     async def release(self, connection: Any, *, reusable: bool) -> None:
-        if reusable:
+        if reusable and not self._closed:
             await self._pool.release(connection)
         else:  # perhaps because we are cancelled
             await asyncio.shield(self._discard(connection))
@@ -109,6 +110,8 @@ class Node:
         await self._pool.release(connection)
 
     async def close(self) -> None:
+        """What is still on its way may end; nothing stays open behind it."""
+        self._closed = True
         await self._pool.disconnect()
 
 

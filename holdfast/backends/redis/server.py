@@ -40,6 +40,8 @@ class Facts(NamedTuple):
     replicas: int
     appendonly: bool
     appendfsync: str | None
+    log_has_begun: bool
+    """Not while the server writes its log for the first time since that was switched on: it is of no use before."""
     fsync_during_rewrite: bool
     maxmemory: int
     maxmemory_policy: str
@@ -63,12 +65,19 @@ def facts_from(replies: Sequence[Reply]) -> Facts:
         replicas=int(info.get("connected_slaves", "0")),
         appendonly=info.get("aof_enabled") == "1",
         appendfsync=_parse_setting(fsync),
+        log_has_begun=not _writes_first_log(info),
         fsync_during_rewrite=_parse_setting(on_rewrite) != "yes",
         maxmemory=int(info.get("maxmemory", "0")),
         maxmemory_policy=info.get("maxmemory_policy", "noeviction"),
         used_memory=int(info.get("used_memory", "0")),
         max_bulk_bytes=int(_parse_setting(bulk) or _USUAL_BULK_BYTES),
     )
+
+
+def _writes_first_log(info: Mapping[str, str]) -> bool:
+    """It may be another time as well, of a server that began without data: nothing tells them apart."""
+    rewrites = "1" in (info.get("aof_rewrite_in_progress"), info.get("aof_rewrite_scheduled"))
+    return info.get("aof_enabled") == "1" and rewrites and info.get("aof_base_size", "0") == "0"
 
 
 def _parse_info(text: bytes) -> Mapping[str, str]:
