@@ -101,13 +101,15 @@ class Flusher:
         self._number = number
         self._counts = counts
         self._flush_number = 0
+        self._in_doubt = False
+        """The store has been handed something of which the outcome is not known."""
 
     async def flush(self, part: Part) -> None:
         """Commit, and give every source its outcome, whatever happens.
 
         A batch that the store refuses for good holds poison somewhere, and nothing of it was stored:
-        find it by halves, and save the others. A cancellation fails what is being committed with
-        `OutcomeUnknown`, and the rest of the flush with `StoreClosed`.
+        find it by halves, and save the others. A cancellation fails what the store was handed, and has
+        not answered, with `OutcomeUnknown`, and the rest of the flush with `StoreClosed`.
         """
         counts = self._counts
         parts = [part]
@@ -127,9 +129,11 @@ class Flusher:
                 _log.error("writer.flush_failed", lane=self._number, writes=len(part.sources), error=str(exc))
                 self._fail(part, exc)
             except BaseException:  # cancelled: shutting down past the deadline
-                self._fail(part, OutcomeUnknown("the engine was stopped during the commit"))
+                not_stored = StoreClosed("the store was closed before this was stored")
+                unknown = OutcomeUnknown("the engine was stopped during the commit")
+                self._fail(part, unknown if self._in_doubt else not_stored)
                 for other in parts:
-                    self._fail(other, StoreClosed("the store was closed before this was stored"))
+                    self._fail(other, not_stored)
                 raise
             else:
                 self._settle(part, outcomes)
@@ -163,6 +167,7 @@ class Flusher:
             while True:
                 self._flush_number += 1
                 marker = Marker(writer.name, self._number, self._flush_number)
+                self._in_doubt = True
                 try:
                     return await self._attempt(part, marker)
                 except OutcomeUnknown as exc:
@@ -171,8 +176,10 @@ class Flusher:
                         return outcomes
                     if isinstance(exc, _BackendCrashed):
                         raise Rejected(str(exc)) from exc
+                    self._in_doubt = False
                     await backoff.wait_or_raise(Unavailable(f"{exc}; it was not done"))
                 except Unavailable as exc:
+                    self._in_doubt = False
                     await backoff.wait_or_raise(exc)
                 self._counts.retries += 1
         finally:

@@ -19,15 +19,19 @@ from holdfast.errors import (
     ActorCrashed,
     Conflict,
     DeadlineExceeded,
+    HoldfastError,
     InvalidInput,
     LimitExceeded,
+    OutcomeUnknown,
     Rejected,
     SessionClosed,
     SessionNotFound,
+    StoreClosed,
     Unavailable,
 )
 from holdfast.supervisor.unit_of_work import UnitOfWork
 from holdfast.testing import FaultKind, FaultyBackend, ManualClock
+from holdfast.testing.faults import Operation
 
 pytestmark = pytest.mark.anyio
 
@@ -273,3 +277,42 @@ async def test_a_failed_write_is_freed(case: str) -> None:
         await (await here.create()).append("what the lane holds of the last flush is let go")
         gc.collect()
         assert [error() for error in errors] == [None] * 5
+
+
+# At the end
+
+
+@pytest.mark.parametrize(
+    ("kinds", "error"),
+    [
+        ([(FaultKind.UNAVAILABLE, "commit")], StoreClosed),
+        ([(FaultKind.HELD, "commit")], OutcomeUnknown),
+        ([(FaultKind.UNKNOWN_LOST, "commit"), (FaultKind.HELD, "resolve")], OutcomeUnknown),
+        ([(FaultKind.UNKNOWN_LOST, "commit")], StoreClosed),
+    ],
+    ids=["refused", "not answered", "not found out", "found out"],
+)
+async def test_who_is_left_at_the_end_hears_what_is_known(
+    kinds: list[tuple[FaultKind, Operation]], error: type[Exception], clock: ManualClock
+) -> None:
+    """A write that waits to be tried again is not stored; one that the store was handed may be."""
+    backend = FaultyBackend(MemoryBackend())
+    heard = dict[str, Exception]()
+
+    async def append(session: Session, data: str) -> None:
+        with pytest.raises(HoldfastError) as caught:
+            await session.append(data)
+        heard[data] = caught.value
+
+    async with Supervisor(backend, Config(drain_timeout_s=0.02), clock=clock) as store:
+        session = await store.create("s")
+        for kind, operation in kinds:
+            backend.inject(kind, operation, times=None)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(append, session, "first")
+            await clock.settle()
+            tasks.start_soon(append, session, "behind")
+            await clock.settle()
+            report = await store.close()
+    assert {data: type(caught) for data, caught in heard.items()} == {"first": error, "behind": StoreClosed}
+    assert (report.sessions, report.units) == (1, 2)
