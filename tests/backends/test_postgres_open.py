@@ -97,12 +97,33 @@ async def test_what_cannot_be_opened(schema: str, problem: str) -> None:
         await backend.load([LoadRequest("s")])
 
 
-@pytest.mark.parametrize("port", ["x", "1,", "-1"])
-async def test_wrong_port_is_named(port: str) -> None:
-    """In a parameter, as in the URL's usual place."""
+@pytest.mark.parametrize(
+    ("url", "field"),
+    [
+        *((f"postgresql:///postgres?host=127.0.0.1&port={port}", "port") for port in ("x", "1,", "-1")),
+        *((f"postgresql://u:{PASSWORD}@{host}/postgres", "host") for host in ("a..b", "a" * 64, "a%00b", "a,b..c:1")),
+        ("postgresql:///postgres?host=a..b", "host"),
+    ],
+)
+async def test_wrong_address_is_named(url: str, field: str) -> None:
+    """The driver's errors would not say what is wrong."""
     with pytest.raises(ConfigError) as caught:
-        await create_backend(f"postgresql:///postgres?host=127.0.0.1&port={port}").open()
-    assert caught.value.field == "port"
+        await create_backend(url).open()
+    assert caught.value.field == field
+    assert PASSWORD not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "%2Fvar%2Frun%2F" + "a" * 70 + "/postgres",
+        "[::1]:1/postgres",
+        "/postgres?host=127.0.0.1,127.0.0.1&port=1,2",
+    ],
+)
+async def test_unusual_addresses_are_left_to_the_driver(place: str) -> None:
+    with pytest.raises(Unavailable):
+        await create_backend(f"postgresql://u:{PASSWORD}@{place}").open()
 
 
 async def test_pooler_is_found_out(schema: str) -> None:
@@ -221,6 +242,33 @@ async def test_foreign_tables_are_left_alone(make_backend: MakeBackend, schema: 
         await make_backend()
     rows = await sql(shared_url(), f"SELECT count(*) FROM pg_class WHERE relnamespace = '{schema}'::regnamespace")
     assert rows[0][0] == 1
+
+
+@pytest.mark.parametrize(
+    "ddl",
+    [
+        "TABLE {} (version int); INSERT INTO {} VALUES (1)",
+        "TABLE {} (version text); INSERT INTO {} VALUES ('1.0.2')",
+        "TABLE {} (version int); INSERT INTO {} VALUES (1), (1)",
+        "TABLE {} (version int)",
+        "TABLE {} (installed_rank int)",
+        "VIEW {} AS SELECT 1 AS version",
+    ],
+)
+async def test_version_table_of_others_is_recognised(make_backend: MakeBackend, schema: str, ddl: str) -> None:
+    """Migration tools use that name, too."""
+    table = f'"{schema}".schema_version'
+    await sql(shared_url(), f'CREATE SCHEMA "{schema}"; CREATE {ddl.replace("{}", table)}', fetch=False)
+    for migrate in (True, False):
+        with pytest.raises(SchemaError):
+            await make_backend(migrate=migrate)
+
+
+async def test_damaged_schema_is_named(make_backend: MakeBackend, schema: str) -> None:
+    await make_backend()
+    await sql(shared_url(), f'DROP TABLE "{schema}".state; DROP FUNCTION "{schema}".trim', fetch=False)
+    with pytest.raises(SchemaError, match=r"it lacks state, trim\(\)"):
+        await make_backend()
 
 
 async def test_role_that_may_not_create(make_backend: MakeBackend, clock: ManualClock, schema: str) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from holdfast.backends.base import TrimPolicy
 from holdfast.backends.postgres import PostgresBackend, upkeep
+from holdfast.errors import Unavailable
 from holdfast.testing import ManualClock
 from holdfast.testing.contract.direct import Direct, blind, new_event
 from tests.backends.postgres_support import MakeBackend, opened, sql
@@ -73,7 +74,105 @@ async def test_cancelled_expiry_ends_behind_its_transaction(
     assert len(await backend.expire(clock.now_us(), 100)) == (0 if alive else 6)
 
 
-# --- retention -------------------------------------------------------------------
+async def too_long(connection: Any, so: bool) -> None:
+    """Have the server give a statement up, as if what follows took longer than a statement may."""
+    async with connection.transaction():
+        await connection.execute("SET LOCAL statement_timeout = 20")
+        await connection.execute(f"SELECT pg_sleep({int(so)})")
+
+
+async def test_expiry_that_takes_too_long_goes_on_with_less(
+    backend: PostgresBackend, direct: Direct, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """C41: sessions that are too much for one statement together go in several."""
+    expire, asked = upkeep.expire_some, list[int]()
+
+    async def slow(*args: Any, limit: int, **options: Any) -> Any:
+        asked.append(limit)
+        await too_long(args[0], limit > 3)
+        return await expire(*args, limit=limit, **options)
+
+    monkeypatch.setattr(upkeep, "expire_some", slow)
+    monkeypatch.setattr(backend._expired_page, "now", 8)
+    heads = [await direct.create(f"s{number}", ttl_us=SECOND) for number in range(7)]
+    await clock.advance(2)
+    gone = await backend.expire(clock.now_us(), 100)
+    assert sorted(each.id for each in gone) == [head.id for head in heads]
+    assert asked[:4] == [8, 4, 2, 3]
+
+
+async def test_expiry_that_fails_tells_what_it_has_removed(
+    backend: PostgresBackend, direct: Direct, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """C38: the ids of what an earlier transaction removed reach the caller."""
+    monkeypatch.setattr(backend._expired_page, "now", 2)
+    run, pages = backend._run, 0
+
+    async def fail_at_times(function: Any) -> Any:
+        nonlocal pages
+        pages += 1
+        if pages == 2:
+            raise Unavailable("gone")
+        return await run(function)
+
+    for number in range(10):
+        await direct.create(f"s{number}", ttl_us=SECOND)
+    await clock.advance(2)
+    monkeypatch.setattr(backend, "_run", fail_at_times)
+    gone = await backend.expire(clock.now_us(), 100)
+    assert len(gone) == 2
+    gone += await backend.expire(clock.now_us(), 100)
+    assert sorted(each.id for each in gone) == [f"s{number}" for number in range(10)]
+    pages = 1
+    with pytest.raises(Unavailable):
+        await backend.expire(clock.now_us(), 100)
+
+
+@pytest.mark.parametrize("how", ["deleted", "expired"])
+async def test_large_events_are_removed_by_and_by(
+    backend: PostgresBackend, direct: Direct, clock: ManualClock, schema: str, how: str
+) -> None:
+    """C41, P11: a session's end takes a moment, however much it holds; the rest of it is trimmed."""
+    head = await direct.create("s", ttl_us=SECOND)
+    await sql(
+        shared_url(),
+        f"INSERT INTO \"{schema}\".events SELECT {head.incarnation}, n, '', 'message', '\"x\"', NULL, n"
+        f' FROM generate_series(1, 20) AS n; UPDATE "{schema}".sessions SET last_seq = 20;'
+        # 20 MiB each: repeated bytes are compressed, but count in full.
+        f" UPDATE \"{schema}\".events SET data = convert_to(repeat('x', 20 * 1024 * 1024), 'UTF8')",
+        fetch=False,
+    )
+    if how == "deleted":
+        await direct.one(blind(head, delete=True))
+    else:
+        await clock.advance(2)
+        assert len(await backend.expire(clock.now_us(), 10)) == 1
+    count = f'SELECT count(*) FROM "{schema}".events'
+    assert (await sql(shared_url(), count))[0][0] == 20 - 3
+    assert await backend.trim(None, TrimPolicy(), 100) == 20 - 3
+    assert (await sql(shared_url(), count))[0][0] == 0
+
+
+# --- trimming and retention ------------------------------------------------------
+
+
+async def test_trimming_that_takes_too_long_goes_on_with_less(
+    backend: PostgresBackend, direct: Direct, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trim, asked = upkeep.trim_some, list[int]()
+
+    async def slow(*args: Any) -> Any:
+        asked.append(args[-1])
+        await too_long(args[0], args[-1] > 3)
+        return await trim(*args)
+
+    monkeypatch.setattr(upkeep, "trim_some", slow)
+    monkeypatch.setattr(backend._trimmed_page, "now", 8)
+    head = await direct.append(await direct.create("s"), *"x" * 12)
+    await direct.one(blind(head, floor_seq=11))
+    assert await backend.trim(None, TrimPolicy(), 100) == 10
+    assert asked[:4] == [8, 4, 2, 3]
+    assert len(await direct.events(head)) == 2
 
 
 async def test_retention_reads_a_bounded_number_of_events(
@@ -96,7 +195,7 @@ async def test_retention_reads_a_bounded_number_of_events(
     size = len(new_event("x").raw)
     for which, kept in ((None, 2), (ids, 1)):
         pages.clear()
-        monkeypatch.setattr(backend, "_retained_events", 5)
+        monkeypatch.setattr(backend._retained_page, "now", 5)
         await backend.trim(which, TrimPolicy(max_bytes=kept * size), 1_000)
         assert len(pages) > 1
         assert pages[-1] is None
@@ -109,12 +208,11 @@ async def test_retention_that_takes_too_long_goes_on_with_less(
     """C41: a page past ``statement_timeout`` is halved until it fits; the next may be a little larger."""
     retain, asked = upkeep.retain_some, list[int]()
 
-    async def slow(connection: Any, *args: Any, max_events: int, **options: Any) -> Any:
+    async def slow(*args: Any) -> Any:
+        *_, max_events = args
         asked.append(max_events)
-        async with connection.transaction():
-            await connection.execute("SET LOCAL statement_timeout = 50")
-            await connection.execute(f"SELECT pg_sleep({max_events // 50_000})")
-        return await retain(connection, *args, max_events=max_events, **options)
+        await too_long(args[0], max_events >= 50_000)
+        return await retain(*args)
 
     monkeypatch.setattr(upkeep, "retain_some", slow)
     head = await direct.create("s")
@@ -132,10 +230,10 @@ async def test_retention_of_a_huge_session_gets_on(
     """C41: a session whose own events take far longer to read than a statement may stops nobody, and is trimmed too."""
     retain, pages = upkeep.retain_some, list[Any]()
 
-    async def hurried(connection: Any, *args: Any, **options: Any) -> Any:
+    async def hurried(connection: Any, *args: Any) -> Any:
         async with connection.transaction():
             await connection.execute("SET LOCAL statement_timeout = 30")
-            pages.append(await retain(connection, *args, **options))
+            pages.append(await retain(connection, *args))
         return pages[-1]
 
     first, huge, last = [await direct.create(name) for name in ("first", "huge", "last")]

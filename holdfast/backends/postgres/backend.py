@@ -38,7 +38,7 @@ from holdfast.backends.postgres.hints import Listener, Notifier
 from holdfast.backends.postgres.names import Names
 from holdfast.backends.postgres.pool import Pool, guarded
 from holdfast.backends.postgres.schema import prepare
-from holdfast.errors import StoreClosed, Unavailable
+from holdfast.errors import StoreClosed, StoreError, Unavailable
 
 __all__ = ["PostgresBackend"]
 
@@ -122,7 +122,9 @@ class PostgresBackend:
         self._capabilities: Capabilities | None = None
         self._last_now_us = 0
         self._retained_to = 0
-        self._retained_events = upkeep.SCANNED_EVENTS
+        self._expired_page: Final = upkeep.PageSize(upkeep.MAX_EXPIRED)
+        self._trimmed_page: Final = upkeep.PageSize(upkeep.MAX_TRIMMED)
+        self._retained_page: Final = upkeep.PageSize(upkeep.MAX_SCANNED_EVENTS)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -246,21 +248,37 @@ class PostgresBackend:
     async def expire(self, now_us: int, limit: int) -> list[Expired]:
         """Each transaction is shielded, so that the ids of what was removed reach the caller.
 
-        Cancelled, it ends behind the transaction that is under way: it returns what it has removed, if anything.
+        So they do if a later one fails, or the call is cancelled: it ends behind the transaction that is under way,
+        and returns what it has removed, if anything.
         """
         gone = list[Expired]()
         more = True
         while more and len(gone) < limit:
             with anyio.CancelScope(shield=True):
-                some, more = await self._run(
-                    partial(upkeep.expire_some, names=self._names, now_us=now_us, limit=limit - len(gone))
-                )
+                try:
+                    some, more = await self._expire_page(now_us, limit - len(gone))
+                except StoreError:
+                    if not gone:
+                        raise
+                    break
                 gone += some
             if not gone:
                 await anyio.lowlevel.checkpoint_if_cancelled()
             elif anyio.current_effective_deadline() == -math.inf:  # cancelled
                 break
         return gone
+
+    async def _expire_page(self, now_us: int, limit: int) -> tuple[list[Expired], bool]:
+        """One transaction. If it took too long: nothing, and more to do."""
+        limit = min(limit, self._expired_page.now)
+        try:
+            page = await self._run(partial(upkeep.expire_some, names=self._names, now_us=now_us, limit=limit))
+        except Unavailable as exc:
+            if not self._expired_page.shrink(exc):
+                raise
+            return [], True
+        self._expired_page.grow()
+        return page
 
     async def trim(self, ids: Sequence[tuple[str, int]] | None, policy: TrimPolicy, limit: int) -> int:
         incarnations = None if ids is None else [incarnation for _, incarnation in ids]
@@ -293,35 +311,36 @@ class PostgresBackend:
     async def _retain(
         self, incarnations: Sequence[int] | None, place: upkeep.Place, policy: TrimPolicy
     ) -> upkeep.Place | None:
-        """A page that takes longer than a statement may is halved, and grows again by and by."""
-        while True:
-            events = self._retained_events
-            retain = partial(
-                upkeep.retain_some,
-                names=self._names,
-                incarnations=incarnations,
-                place=place,
-                policy=policy,
-                max_events=events,
-            )
-            try:
-                following = await self._run(retain)
-            except Unavailable as exc:
-                if events == 1 or not isinstance(exc.__cause__, asyncpg.QueryCanceledError):
-                    raise
-                self._retained_events = events // 2
-            else:
-                self._retained_events = min(upkeep.SCANNED_EVENTS, events + events // 8 + 1)
-                return following
+        size = self._retained_page
+
+        async def page(connection: Connection) -> upkeep.Place | None:
+            return await upkeep.retain_some(connection, self._names, incarnations, place, policy, size.now)
+
+        return await self._resized(size, page)
 
     async def _trim(self, incarnations: Sequence[int] | None, limit: int) -> int:
         deleted, more = 0, True
+        size = self._trimmed_page
+
+        async def page(connection: Connection) -> tuple[int, bool]:
+            return await upkeep.trim_some(connection, self._names, incarnations, min(limit - deleted, size.now))
+
         while more and deleted < limit:
-            some, more = await self._run(
-                partial(upkeep.trim_some, names=self._names, incarnations=incarnations, limit=limit - deleted)
-            )
+            some, more = await self._resized(size, page)
             deleted += some
         return deleted
+
+    async def _resized(self, size: upkeep.PageSize, page: Callable[[Connection], Awaitable[T]]) -> T:
+        """One transaction of upkeep, tried with less if it took longer than a statement may."""
+        while True:
+            try:
+                done = await self._run(page)
+            except Unavailable as exc:
+                if not size.shrink(exc):
+                    raise
+            else:
+                size.grow()
+                return done
 
     async def watch(self, changed: Callable[[Collection[int] | None], None]) -> None:
         """Each new connection begins with a hint of anything."""

@@ -7,7 +7,7 @@ import ssl
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Final
-from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
 import msgspec
 
@@ -92,6 +92,8 @@ def check_dsn(dsn: str) -> None:
     given = dict(parse_qsl(urlsplit(dsn).query))
     if not _PORTS.fullmatch(given.get("port", "")):
         raise ConfigError("port", "must be a number, or one for each host, separated by commas")
+    if not all(map(_is_host, [*urlsplit(dsn).netloc.rpartition("@")[2].split(","), *given.get("host", "").split(",")])):
+        raise ConfigError("host", "must be the name of a host, its address, or a folder with a socket")
     if given.get("sslmode") == "disable":
         return
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -102,6 +104,15 @@ def check_dsn(dsn: str) -> None:
     if "sslcert" in given:
         with _unreadable("sslcert", "does not fit its key: check sslkey and sslpassword"):
             context.load_cert_chain(given["sslcert"], given.get("sslkey"), lambda: given.get("sslpassword", ""))
+
+
+def _is_host(quoted: str) -> bool:
+    host = unquote(quoted)
+    try:
+        host.startswith("/") or host.partition(":")[0].encode("idna")
+    except UnicodeError:
+        return False
+    return "\0" not in host
 
 
 @contextmanager

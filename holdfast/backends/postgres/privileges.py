@@ -1,4 +1,4 @@
-"""What a role needs that may not create tables: granted by an administrator, checked at open."""
+"""What a role needs that may not create tables: there, granted by an administrator, and checked at open."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from holdfast.backends.postgres.functions import FUNCTIONS
 from holdfast.backends.postgres.names import Names
 from holdfast.errors import SchemaError
 
-__all__ = ["FUNCTION_NAMES", "TABLE_PRIVILEGES", "check_privileges", "grants"]
+__all__ = ["FUNCTION_NAMES", "TABLE_PRIVILEGES", "check_complete", "check_privileges", "grants"]
 
 TABLE_PRIVILEGES: Final[Mapping[str, str]] = MappingProxyType({
     "schema_version": "SELECT",
@@ -39,6 +39,19 @@ _LACKING: Final = """
     SELECT 'EXECUTE ON FUNCTION "' || n.nspname || '"."' || f.proname || '"'
     FROM pg_namespace AS n JOIN pg_proc AS f ON f.pronamespace = n.oid
     WHERE n.nspname = $1 AND f.proname = ANY ($4::text[]) AND NOT has_function_privilege(f.oid, 'EXECUTE')"""
+
+_ABSENT: Final = """
+    SELECT t.name FROM unnest($2::text[]) AS t (name)
+    WHERE NOT EXISTS (
+        SELECT FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+        WHERE n.nspname = $1 AND c.relname = t.name AND c.relkind = 'r'
+    )
+    UNION ALL
+    SELECT f.name || '()' FROM unnest($3::text[]) AS f (name)
+    WHERE NOT EXISTS (
+        SELECT FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace
+        WHERE n.nspname = $1 AND p.proname = f.name
+    )"""
 
 
 def grants(names: Names, role: str) -> list[str]:
@@ -67,3 +80,16 @@ async def check_privileges(connection: Connection, names: Names) -> None:
         raise SchemaError(
             f"the role lacks privileges: {lacking}; holdfast.backends.postgres.schema_sql(role=…) has all that it needs"
         )
+
+
+async def check_complete(connection: Connection, names: Names) -> None:
+    """Raises: `SchemaError` if a table or function is not there, in a schema that is said to be up to date."""
+    rows = await connection.fetch(
+        _ABSENT,
+        names.schema,
+        [names.prefix + table for table in TABLE_PRIVILEGES],
+        [names.prefix + function for function in FUNCTION_NAMES],
+    )
+    if rows:
+        absent = ", ".join(row[0] for row in rows)
+        raise SchemaError(f"schema {names.schema!r} is damaged, or not Holdfast's: it lacks {absent}")

@@ -13,7 +13,7 @@ from typing import Final
 from holdfast.backends.postgres.driver import Connection
 from holdfast.backends.postgres.functions import FUNCTIONS
 from holdfast.backends.postgres.names import Names
-from holdfast.backends.postgres.privileges import check_privileges, grants
+from holdfast.backends.postgres.privileges import check_complete, check_privileges, grants
 from holdfast.errors import SchemaError
 
 __all__ = ["STEPS", "TABLES", "prepare", "schema_sql"]
@@ -138,7 +138,7 @@ async def prepare(
 async def _found(connection: Connection, names: Names, steps: Sequence[Sequence[str]]) -> int:
     """The schema's version; 0 if there is none yet.
 
-    Raises: `SchemaError` for a newer one, or one that the role may not use.
+    Raises: `SchemaError` for a newer or foreign one, or one that the role may not use.
     """
     exists = await connection.fetchval(
         "SELECT EXISTS (SELECT FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace"
@@ -149,11 +149,16 @@ async def _found(connection: Connection, names: Names, steps: Sequence[Sequence[
     if not exists:
         return 0
     await check_privileges(connection, names)
-    found: int = await connection.fetchval(names.sql("SELECT version FROM @schema_version"))
+    rows = await connection.fetch(names.sql("SELECT version FROM @schema_version LIMIT 2"))
+    if len(rows) != 1 or not isinstance(rows[0][0], int):
+        raise SchemaError(f"schema {names.schema!r} has a table {names.prefix}schema_version that is not Holdfast's")
+    found: int = rows[0][0]
     if found > len(steps):
         raise SchemaError(
             f"schema {names.schema!r} has version {found}; this version of Holdfast knows up to {len(steps)}",
             found=found,
             supported=len(steps),
         )
+    if found == len(steps):
+        await check_complete(connection, names)
     return found

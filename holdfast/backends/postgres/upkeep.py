@@ -5,17 +5,49 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
+import asyncpg  # type: ignore[import-untyped]
+
 from holdfast.backends.base import Expired, TrimPolicy
 from holdfast.backends.postgres.driver import Connection
 from holdfast.backends.postgres.names import Names
+from holdfast.errors import Unavailable
 
-__all__ = ["SCANNED_EVENTS", "Place", "expire_some", "retain_some", "trim_some"]
+__all__ = [
+    "MAX_EXPIRED",
+    "MAX_SCANNED_EVENTS",
+    "MAX_TRIMMED",
+    "PageSize",
+    "Place",
+    "expire_some",
+    "retain_some",
+    "trim_some",
+]
 
 _SCANNED_SESSIONS: Final = 1_000
 """That one transaction looks at, and locks, at most."""
 
-SCANNED_EVENTS: Final = 100_000
-"""That one transaction reads at most, or little more, to apply a policy."""
+MAX_EXPIRED: Final = 1_000
+MAX_TRIMMED: Final = 10_000
+MAX_SCANNED_EVENTS: Final = 100_000
+"""That one transaction reads, to apply a policy."""
+
+
+class PageSize:
+    """How much one transaction takes on: less after one that took longer than a statement may, then more by and by."""
+
+    def __init__(self, most: int) -> None:
+        self._most: Final = most
+        self.now = most
+
+    def shrink(self, exc: Unavailable) -> bool:
+        """Whether that was the reason, and less may do."""
+        if self.now == 1 or not isinstance(exc.__cause__, asyncpg.QueryCanceledError):
+            return False
+        self.now //= 2
+        return True
+
+    def grow(self) -> None:
+        self.now = min(self._most, self.now + self.now // 8 + 1)
 
 
 async def expire_some(connection: Connection, names: Names, now_us: int, limit: int) -> tuple[list[Expired], bool]:
@@ -27,7 +59,7 @@ async def expire_some(connection: Connection, names: Names, now_us: int, limit: 
         Expired(session_id, incarnation, None if owner is None else owner.decode())
         for session_id, incarnation, owner in zip(ids or (), incarnations or (), owners or (), strict=True)
     ]
-    return gone, scanned == _SCANNED_SESSIONS
+    return gone, scanned == _SCANNED_SESSIONS or len(gone) == limit
 
 
 class Place(NamedTuple):
