@@ -108,10 +108,11 @@ def check_dsn(dsn: str) -> None:
 
 def _is_host(quoted: str) -> bool:
     host = unquote(quoted)
-    try:
-        host.startswith("/") or host.partition(":")[0].encode("idna")
-    except UnicodeError:
-        return False
+    if not host.startswith("/"):
+        try:
+            host.partition(":")[0].encode("idna")
+        except UnicodeError:
+            return False
     return "\0" not in host
 
 
