@@ -75,8 +75,8 @@ class SessionActor(Row):
         """Writes acknowledged on acceptance that are not stored yet."""
         self._write: SessionWrite | None = None
         self._taken: list[Unit] = []
-        self._lone = False
-        """What is taken is one unit that does nothing but append: most are, so they have a path of their own."""
+        self._lone: Unit | None = None
+        """All that is taken, if that is one unit that only appends: most are, and have a path of their own."""
         self._cautious = 0
         """So many units to commit one by one: one of them was rejected in company."""
         self._recovery: Recovery | None = None
@@ -105,14 +105,14 @@ class SessionActor(Row):
     def post(self, unit: Unit) -> None:
         """Accept a unit that the budget has admitted. Units are applied in the order of posts."""
         self.used = True
-        mailbox = self.mailbox
+        context, mailbox = self._context, self.mailbox
         mailbox.queue.append(unit)
-        self._context.budget.accept(mailbox, unit.size)
+        context.budget.accept(mailbox, unit.size)
         if unit.ack is None and not unit.touch_only:
             self.barriers += 1
         if not self.scheduled and not self.restarting:
             self.scheduled = True
-            self._context.schedule(self)
+            context.schedule(self)
 
     # Turns: called by the writer lane
 
@@ -132,9 +132,17 @@ class SessionActor(Row):
         return self._take_many(max_units, max_bytes)
 
     def _take_many(self, max_units: int, max_bytes: int) -> tuple[SessionWrite, Durability, int] | None:
-        write = self._new_write()
+        write = SessionWrite(
+            id=self.id,
+            incarnation=self.incarnation,
+            accepted_us=0,
+            active_us=0,
+            version=self.version,
+            base_seq=self.last_seq,
+            base_first_seq=self.first_seq,
+            create=self._head if self.creating else None,
+        )
         queue, taken, context = self.mailbox.queue, self._taken, self._context
-        self._lone = False
         size = keys = seen = 0
         turn: Turn | None = None
         try:
@@ -172,8 +180,8 @@ class SessionActor(Row):
         return write, level, size
 
     def _take_lone(self, unit: Unit) -> tuple[SessionWrite, Durability, int]:
-        unit.taken = self._lone = True
-        self._taken.append(unit)
+        unit.taken = True
+        self._lone = unit
         accepted_us = unit.accepted_us
         write = self._write = SessionWrite(
             id=self.id,
@@ -187,6 +195,12 @@ class SessionActor(Row):
             events=unit.events or (),
         )
         return write, unit.durability, unit.size
+
+    def _join_lone(self) -> None:
+        """Have it on the list of what is taken, as any other unit."""
+        if self._lone is not None:
+            self._taken.append(self._lone)
+            self._lone = None
 
     def _store_touches_with(self, write: SessionWrite) -> None:
         if not self.expired(write.accepted_us):  # alive then, by activity that is stored with this
@@ -214,18 +228,6 @@ class SessionActor(Row):
             self._taken.append(unit)
         return True
 
-    def _new_write(self) -> SessionWrite:
-        return SessionWrite(
-            id=self.id,
-            incarnation=self.incarnation,
-            accepted_us=0,
-            active_us=0,
-            version=self.version,
-            base_seq=self.last_seq,
-            base_first_seq=self.first_seq,
-            create=self._head if self.creating else None,
-        )
-
     def _graver(self, unit: Unit, error: Exception) -> Exception:
         """That the session is gone or closed matters more than what else is wrong."""
         if self.expired(unit.accepted_us):
@@ -243,8 +245,9 @@ class SessionActor(Row):
         """The commit's outcome for the write of the last `take`."""
         status = outcome.status
         if status is Status.COMMITTED:
-            if self._lone and not self.subscribers:
-                self._lone_committed(outcome)
+            unit = self._lone
+            if unit is not None and not self.subscribers:
+                self._lone_committed(unit, outcome)
             else:
                 self._committed(outcome)
             if not self.mailbox.queue:
@@ -268,25 +271,20 @@ class SessionActor(Row):
             self.end()
         self.next_turn()
 
-    def _lone_committed(self, outcome: Outcome) -> None:
+    def _lone_committed(self, unit: Unit, outcome: Outcome) -> None:
         """As `_committed`, without what one appending unit has no part in."""
-        write, unit = self._write, self._taken[0]
-        assert write is not None
         base_version, base_seq, first_seq = outcome.base_version, outcome.base_seq, outcome.first_seq
-        last_seq = base_seq + len(write.events)
         if self.version <= base_version:  # else a load has seen this write already
             if self.version != base_version:  # others wrote in between
                 self.exact = self.head_exact = False
             self.version = base_version + 1
-        self.last_seq = max(self.last_seq, last_seq)
-        self.first_seq = max(self.first_seq, first_seq)
-        if outcome.base_first_seq < first_seq:
-            self._context.grown(self)
-        self.active_us = max(self.active_us, write.active_us)
+            self.last_seq = base_seq + len(unit.events or ())
+        if self.first_seq < first_seq or outcome.base_first_seq < first_seq:
+            self._first_raised(outcome)
+        self.active_us = max(self.active_us, unit.accepted_us)
         if self.touched_us:
-            self._touches_stored(write.active_us)
-        self._taken.clear()
-        self._write = None
+            self._touches_stored(unit.accepted_us)
+        self._lone = self._write = None
         unit.version = base_version + 1
         unit.first_seq = base_seq + 1
         ack = unit.ack
@@ -297,6 +295,7 @@ class SessionActor(Row):
         self._context.budget.release(self.mailbox, 1, unit.size)
 
     def _committed(self, outcome: Outcome) -> None:
+        self._join_lone()
         write = self._write
         assert write is not None
         self._advance(write, outcome)
@@ -313,7 +312,7 @@ class SessionActor(Row):
 
     def _advance(self, write: SessionWrite, outcome: Outcome) -> None:
         """Bring head, state and ring to what the commit made."""
-        base_version, base_seq, first_seq = outcome.base_version, outcome.base_seq, outcome.first_seq
+        base_version, base_seq = outcome.base_version, outcome.base_seq
         new_version = base_version + write.units
         if self.version < new_version:  # else a load has seen this write already
             if self.version != base_version:  # others wrote in between
@@ -329,12 +328,15 @@ class SessionActor(Row):
             self.ring = self.ring or Ring(self._context.config.actors.ring_events)
             self._context.ring_resized(self.ring.extend(write, base_seq))
         self.last_seq = max(self.last_seq, base_seq + len(write.events))
-        self.first_seq = max(self.first_seq, first_seq)
-        if first_seq > outcome.base_first_seq:
-            self._context.grown(self)
+        self._first_raised(outcome)
         self.active_us = max(self.active_us, write.active_us)
         if self.touched_us:
             self._touches_stored(write.active_us)
+
+    def _first_raised(self, outcome: Outcome) -> None:
+        self.first_seq = max(self.first_seq, outcome.first_seq)
+        if outcome.base_first_seq < outcome.first_seq:
+            self._context.grown(self)
 
     def _touches_stored(self, active_us: int) -> None:
         if self.touched_us <= active_us:
@@ -386,6 +388,7 @@ class SessionActor(Row):
 
     def reject(self, error: Exception) -> None:
         """The store refuses the write for good: find out which of its units is to blame."""
+        self._join_lone()
         if self.ended:
             self._fail_taken(SessionNotFound(self.id))
         elif len(self._taken) > 1:
@@ -414,10 +417,12 @@ class SessionActor(Row):
         self._recover(error)
 
     def _untake(self) -> None:
+        self._join_lone()
         self.mailbox.put_back(self._taken)
         self._taken, self._write = [], None
 
     def _fail_taken(self, error: Exception) -> None:
+        self._join_lone()
         units, self._taken, self._write = self._taken, [], None
         for unit in units:
             self._refuse(unit, error)

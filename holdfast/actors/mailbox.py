@@ -53,6 +53,8 @@ class Budget:
 
     def admits(self, mailbox: Mailbox, size: int) -> bool:
         """Whether a unit fits now. Where nothing is dirty, one unit of any size does."""
+        if not mailbox.dirty_units and self.dirty_bytes + size <= self._config.max_dirty_bytes:
+            return True
         return not self.dirty_units or self._full_bound(mailbox, size) is None
 
     def _full_bound(self, mailbox: Mailbox, size: int) -> str | None:

@@ -89,7 +89,7 @@ async def test_callers_are_refused_at_once_while_it_is_open(
     clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The store is not asked. Then one attempt decides. Readers are served: what they ask for may work."""
-    monkeypatch.setattr("holdfast.backends.writer.random", SimpleNamespace(uniform=lambda _low, high: high))
+    monkeypatch.setattr("holdfast.backends.flusher.random", SimpleNamespace(uniform=lambda _low, high: high))
     backend = FaultyBackend(MemoryBackend())
     writer = WriterConfig(breaker_failures=2, breaker_cooldown_s=5, retry_for_s=0.5, backoff_initial_s=0.5)
     async with Supervisor(backend, Config(ttl_s=None, writer=writer), clock=clock) as store:
