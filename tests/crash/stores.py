@@ -5,7 +5,6 @@ A new store is one entry in `STORES`, and one in `SERVERS` if there is a server 
 
 from __future__ import annotations
 
-import atexit
 import dataclasses
 import functools
 import os
@@ -100,13 +99,13 @@ def _postgres_to_kill(_folder: Path) -> Generator[tuple[Store, Server]]:
 # --- Valkey ------------------------------------------------------------------
 
 
+_LOGGING_CLUSTER = {**valkey.ALWAYS, **valkey.CLUSTER}
+
+
 @functools.cache
-def _logging_valkey() -> valkey.ValkeyServer:
+def _logging_valkey(*, cluster: bool = False) -> valkey.ValkeyServer:
     """One that keeps a log: without, it promises nothing that these tests could hold it to."""
-    stack = ExitStack()
-    server = stack.enter_context(valkey.own_server(valkey.ALWAYS))
-    atexit.register(stack.close)
-    return server
+    return valkey.kept(valkey.own_server(_LOGGING_CLUSTER if cluster else valkey.ALWAYS))
 
 
 @contextmanager
@@ -115,8 +114,20 @@ def _valkey(_folder: Path) -> Generator[Store]:
 
 
 @contextmanager
+def _valkey_cluster(_folder: Path) -> Generator[Store]:
+    """In cluster mode nothing is atomic but one session's script."""
+    yield Store(_logging_valkey(cluster=True).url(prefix=valkey.new_prefix()))
+
+
+@contextmanager
 def _valkey_to_kill(_folder: Path) -> Generator[tuple[Store, Server]]:
     with valkey.own_server(valkey.ALWAYS) as server:
+        yield Store(server.url()), server
+
+
+@contextmanager
+def _valkey_cluster_to_kill(_folder: Path) -> Generator[tuple[Store, Server]]:
+    with valkey.own_server(_LOGGING_CLUSTER) as server:
         yield Store(server.url()), server
 
 
@@ -165,6 +176,7 @@ STORES: dict[str, Callable[[Path], AbstractContextManager[Store]]] = {
     "sqlite": _sqlite,
     "postgres": _postgres,
     "valkey": _valkey,
+    "valkey-cluster": _valkey_cluster,
     "dynamodb": _dynamodb,
 }
 """By name: opens a fresh store; the folder is an empty one, for those that need files."""
@@ -172,6 +184,7 @@ STORES: dict[str, Callable[[Path], AbstractContextManager[Store]]] = {
 SERVERS: dict[str, Callable[[Path], AbstractContextManager[tuple[Store, Server]]]] = {
     "postgres": _postgres_to_kill,
     "valkey": _valkey_to_kill,
+    "valkey-cluster": _valkey_cluster_to_kill,
     "dynamodb": _dynoxide_to_kill,
 }
 """The same on a server of its own that keeps its data, and can be killed."""

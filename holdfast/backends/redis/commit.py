@@ -197,7 +197,7 @@ class Committer:
         replies = await run(self._link, [*before, commit, self._hint(batch)])
         answer = replies[len(before)]
         if isinstance(answer, Exception):
-            raise _refusal([(batch.writes, answer)]) from answer
+            raise _refusal([(batch.writes, answer)])
         _must_be_done(replies[: len(before)])
         return bytes(answer)
 
@@ -250,7 +250,7 @@ class Committer:
             return list(replies)
         some_done = len(refused) < len(replies)
         if not (some_done and all(_is_foreign(error) for _, error in refused)):
-            raise _refusal(refused, some_done=some_done) from refused[0][1]
+            raise _refusal(refused, some_done=some_done)
         outcomes = list[bytes]()
         for write, head, reply in zip(writes, prepared.heads, replies, strict=True):
             if isinstance(reply, Exception):
@@ -312,15 +312,17 @@ def _refusal(refused: Sequence[tuple[Sequence[SessionWrite], Exception]], *, som
         if code_of(error) == "BROKEN":
             return _broken_off(writes, str(error))
     errors = [error for _, error in refused]
-    translated = [translate(error) for error in errors]
-    if some_done:
-        return OutcomeUnknown(f"a part of the commit was refused: {translated[0]}")
-    if any(map(is_of_script, errors)):
-        return OutcomeUnknown(f"the commit broke off: {translated[0]}")
     if any(code_of(error) == "SUPERSEDED" for error in errors):
         return OutcomeUnknown("a later commit of the same lane is stored")
-    # What was refused for good in company of what was not may be done by an earlier attempt: that is asked for again.
-    return next((error for error in translated if not isinstance(error, Rejected)), translated[0])
+    # The one that says the least: what was refused in its company may be done by an earlier attempt.
+    cause = min(errors, key=lambda error: (isinstance(translate(error), Rejected), _is_foreign(error)))
+    error = translate(cause)
+    if some_done:
+        error = OutcomeUnknown(f"a part of the commit was refused: {error}")
+    elif any(map(is_of_script, errors)):
+        error = OutcomeUnknown(f"the commit broke off: {error}")
+    error.__cause__ = cause
+    return error
 
 
 def _broken_off(writes: Sequence[SessionWrite], reply: str) -> BrokenOff:
