@@ -34,8 +34,7 @@ BEGIN
     IF NOT @begin_flush(p_writer, p_lane, p_flush, p_now, p_sync) THEN
         RETURN;
     END IF;
-    -- What is left is to look up each row as the sorted writes come: updated, and so locked, in their order.
-    PERFORM set_config('enable_hashjoin', 'off', true), set_config('enable_mergejoin', 'off', true);
+    -- Joined by a nested loop (see begin_flush), rows are updated, and so locked, as the sorted writes come.
     WITH moved AS (
         UPDATE @sessions AS s
         SET active_us = GREATEST(s.active_us, w.active), version = s.version + 1, last_seq = s.last_seq + 1

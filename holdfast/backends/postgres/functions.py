@@ -59,7 +59,10 @@ _BEGIN_FLUSH: Final = """
 CREATE FUNCTION @begin_flush (p_writer text, p_lane int, p_flush bigint, p_now bigint, p_sync text) RETURNS boolean
 LANGUAGE plpgsql AS $begin_flush$
 BEGIN
-    PERFORM set_config('synchronous_commit', p_sync, true), @set_up();
+    PERFORM set_config('synchronous_commit', p_sync, true), @set_up(),
+        -- What is left is to look up the rows one by one, in order of the writes. Of a small table the planner would
+        -- rather read all of an index, and keep to that plan when the table has grown.
+        set_config('enable_hashjoin', 'off', true), set_config('enable_mergejoin', 'off', true);
     -- Set up otherwise since the store was opened, or another server: it would not wait for anybody.
     IF p_sync = 'on' AND current_setting('synchronous_standby_names') = '' THEN
         RAISE EXCEPTION 'synchronous_standby_names is empty' USING ERRCODE = '55000';
@@ -123,13 +126,14 @@ BEGIN
         FOR UPDATE OF s
     ) AS f;
     IF v_writes > coalesce(cardinality(v_found), 0) THEN
-        SELECT array_agg(coalesce(f.status, 1) ORDER BY p.place), array_agg(coalesce(f.version, 0) ORDER BY p.place),
-            array_agg(coalesce(f.seq, 0) ORDER BY p.place), array_agg(coalesce(f.base_first, 0) ORDER BY p.place),
-            array_agg(coalesce(f.first, 0) ORDER BY p.place)
+        SELECT array_agg(coalesce(o_status[f.index], 1)), array_agg(coalesce(o_version[f.index], 0)),
+            array_agg(coalesce(o_seq[f.index], 0)), array_agg(coalesce(o_base_first[f.index], 0)),
+            array_agg(coalesce(o_first[f.index], 0))
         INTO o_status, o_version, o_seq, o_base_first, o_first
-        FROM generate_series(1, v_writes) AS p (place)
-        LEFT JOIN unnest(v_found, o_status, o_version, o_seq, o_base_first, o_first)
-            AS f (place, status, version, seq, base_first, first) ON f.place = p.place;
+        FROM (
+            SELECT array_position(v_found, p.place) AS index FROM generate_series(1, v_writes) AS p (place)
+            ORDER BY p.place
+        ) AS f;
     ELSIF v_writes = 0 THEN
         o_status := '{}';
         o_version := '{}';
