@@ -7,7 +7,10 @@ from typing import Any
 import aiohttp
 import anyio
 import pytest
+from aiohttp.client_reqrep import ConnectionKey
 from botocore import exceptions as sdk
+from multidict import CIMultiDict, CIMultiDictProxy
+from yarl import URL
 
 from holdfast.backends.dynamodb import DynamoDBBackend, DynamoDBConfig
 from holdfast.backends.dynamodb.errors import BY_CODE, Kind, condition_failed, judge_failure, translate
@@ -197,6 +200,9 @@ def cancelled(*reasons: str) -> ErrorAnswer:
     return ErrorAnswer(400, "TransactionCanceledException", reasons=[{"Code": reason} for reason in reasons])
 
 
+NOWHERE = ConnectionKey("example.org", 443, True, True, None, None, None)
+ASKED = aiohttp.RequestInfo(URL("http://me:secret@proxy"), "CONNECT", CIMultiDictProxy(CIMultiDict()))
+
 ERRORS: list[tuple[Exception, Kind, type[Exception]]] = [
     *((ErrorAnswer(400, code), failure.kind, failure.error) for code, failure in BY_CODE.items()),
     (ErrorAnswer(500, "NeverHeardOf"), Kind.BROKEN, Unavailable),
@@ -208,11 +214,13 @@ ERRORS: list[tuple[Exception, Kind, type[Exception]]] = [
     (cancelled("None", "ProvisionedThroughputExceeded"), Kind.BUSY, Unavailable),
     (cancelled("TransactionConflict", "ValidationError"), Kind.REFUSED, Rejected),
     (cancelled("None", "ItemCollectionSizeLimitExceeded"), Kind.REFUSED, Rejected),
-    (sdk.ConnectTimeoutError(endpoint_url="u", error="e"), Kind.BUSY, Unavailable),
-    (sdk.EndpointConnectionError(endpoint_url="u", error="e"), Kind.BUSY, Unavailable),
-    (sdk.ReadTimeoutError(endpoint_url="u", error="e"), Kind.BROKEN, Unavailable),
-    (sdk.ConnectionClosedError(endpoint_url="u", error="e"), Kind.BROKEN, Unavailable),
-    (sdk.HTTPClientError(error="e"), Kind.BROKEN, Unavailable),
+    (aiohttp.ConnectionTimeoutError(), Kind.BUSY, Unavailable),
+    (aiohttp.ClientConnectorError(NOWHERE, OSError()), Kind.BUSY, Unavailable),
+    (aiohttp.ClientConnectorCertificateError(NOWHERE, ValueError()), Kind.BUSY, Unavailable),
+    (aiohttp.ClientHttpProxyError(ASKED, (), status=407), Kind.BUSY, Unavailable),
+    (aiohttp.SocketTimeoutError(), Kind.BROKEN, Unavailable),
+    (aiohttp.ClientPayloadError(), Kind.BROKEN, Unavailable),
+    (aiohttp.ClientOSError(), Kind.BROKEN, Unavailable),
     (aiohttp.ServerDisconnectedError(), Kind.BROKEN, Unavailable),
     (ConnectionResetError(), Kind.BROKEN, Unavailable),
     (TimeoutError(), Kind.BROKEN, Unavailable),
@@ -231,6 +239,7 @@ def test_errors_are_translated(error: Exception, kind: Kind, type_: type[Excepti
     assert type(translate(error)) is type_
     assert type(translate(error, was_sent=True)) is OutcomeUnknown
     assert condition_failed(error) is None
+    assert "secret" not in str(translate(error))
 
 
 def test_a_failed_condition_brings_the_item() -> None:

@@ -112,13 +112,13 @@ def judge_failure(exc: Exception) -> Failure:
         return _of_answer(exc)
     if isinstance(exc, Garbled):
         return _GARBLED
-    if isinstance(exc, sdk.ConnectTimeoutError | sdk.EndpointConnectionError | aiohttp.ClientConnectorError):
+    if isinstance(exc, aiohttp.ClientConnectorError | aiohttp.ClientHttpProxyError | aiohttp.ConnectionTimeoutError):
         return _CONNECT
     if isinstance(exc, sdk.NoCredentialsError | sdk.PartialCredentialsError | sdk.CredentialRetrievalError):
         return _NO_CREDENTIALS
     if isinstance(exc, sdk.TokenRetrievalError | sdk.SSOError | sdk.ClientError):  # the last: of another service
         return _NO_CREDENTIALS
-    if isinstance(exc, sdk.HTTPClientError | aiohttp.ClientError | OSError | TimeoutError):
+    if isinstance(exc, aiohttp.ClientError | OSError | TimeoutError):
         return _CUT
     return _MISUSED
 
@@ -162,4 +162,6 @@ def _describe(exc: Exception) -> str:
     """The code and message of an answer; else the error's name and text. Neither holds credentials."""
     if isinstance(exc, ErrorAnswer):
         return str(exc)[:500]
+    if isinstance(exc, aiohttp.ClientResponseError):  # its text has the URL, and so a proxy's password
+        return f"{type(exc).__name__}: {exc.status} {exc.message}"[:500]
     return f"{type(exc).__name__}: {exc}"[:500]

@@ -59,17 +59,11 @@ _TTL_MARGIN_S: Final = 3_600
 _encode: Final = msgspec.msgpack.Encoder().encode
 
 
-class PackedEvent(NamedTuple):
-    """A `NewEvent` without its field names."""
-
-    stream: str
-    type: str
-    raw: bytes
-    retry_ms: int | None
-    time_us: int
+class PackedEvent(NewEvent, array_like=True, frozen=True, gc=False):
+    """A `NewEvent` that is packed without its field names."""
 
 
-class Mark(NamedTuple):
+class Mark(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """The last flush that a writer's lane applied to this item, and what came of it."""
 
     lane: bytes
@@ -87,7 +81,7 @@ class Mark(NamedTuple):
         return Outcome(Status.COMMITTED, self.base_version, self.base_seq, self.base_first_seq, self.first_seq)
 
 
-class Record(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
+class Record(msgspec.Struct, array_like=True, frozen=True, kw_only=True, gc=False):
     """What a head item packs into its attribute ``d``."""
 
     created_us: int
@@ -332,7 +326,7 @@ class EventChunk(NamedTuple):
 
     def numbered(self, head: Stored) -> Iterator[Event]:
         for seq, event in enumerate(self.events, self.first_seq):
-            yield NewEvent(*event).numbered(head.id, head.incarnation, seq)
+            yield event.numbered(head.id, head.incarnation, seq)
 
 
 def decode_chunk(item: Item) -> EventChunk:

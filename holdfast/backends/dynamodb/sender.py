@@ -1,24 +1,20 @@
 """One request, sent once: what lies between the table and the network.
 
-The SDK finds credentials (and renews them), region and endpoint, and has the connections, with TLS and
-proxies as it is configured. What it does in between for every request, by the descriptions of all
-services, is most of the time that a request costs; here that is `wire` and `signing`.
+The SDK finds credentials (and renews them), region, endpoint, authorities and proxies, wherever it may be
+told of them. What it does for every request, by the descriptions of all services, is most of the time
+that a request costs; so that is done here, in `signing`, `wire` and `connections`.
 """
 
 from __future__ import annotations
 
 import functools
-import io
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any, Final, cast
+from collections.abc import Mapping
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import aiobotocore  # type: ignore[import-untyped]
 import botocore  # type: ignore[import-untyped]
-from aiobotocore.config import AioConfig  # type: ignore[import-untyped]
 from aiobotocore.session import AioSession  # type: ignore[import-untyped]
-from botocore.awsrequest import AWSPreparedRequest  # type: ignore[import-untyped]
 from botocore.exceptions import (  # type: ignore[import-untyped]
     BotoCoreError,
     NoCredentialsError,
@@ -27,6 +23,7 @@ from botocore.exceptions import (  # type: ignore[import-untyped]
 from botocore.loaders import Loader, create_loader  # type: ignore[import-untyped]
 
 from holdfast.backends.dynamodb.config import DynamoDBConfig
+from holdfast.backends.dynamodb.connections import Connections
 from holdfast.backends.dynamodb.errors import ERRORS, translate
 from holdfast.backends.dynamodb.signing import Signer
 from holdfast.backends.dynamodb.wire import decode_answer, decode_error, encode
@@ -34,18 +31,15 @@ from holdfast.errors import ConfigError, StoreClosed
 
 __all__ = ["Sender"]
 
-_LARGE_BODY_BYTES: Final = 1 << 20
-
 
 class Sender:
     """Every coroutine runs on the asyncio loop that opened it."""
 
     def __init__(self, config: DynamoDBConfig) -> None:
         self._config: Final = config
-        self._exits: AsyncExitStack | None = None
-        self._signer: Signer | None = None
         self._credentials: Any = None
-        self._connections: Any = None
+        self._signer: Signer | None = None
+        self._connections: Connections | None = None
         self.region = ""
 
     async def open(self) -> None:
@@ -61,71 +55,54 @@ class Sender:
             raise ConfigError("profile", str(exc)) from exc
         except ERRORS as exc:
             raise translate(exc) from exc
-        exits = AsyncExitStack()
-        client = await exits.enter_async_context(self._client(session))
-        if client.meta.config.account_id_endpoint_mode == "required":
-            await exits.aclose()
-            raise ConfigError("endpoint", "requests go to the region's endpoint; one by account id cannot be required")
-        self._exits = exits
-        self.region = str(client.meta.region_name)
-        self._signer = Signer(str(client.meta.endpoint_url), self.region, _user_agent())
-        self._connections = client._endpoint.http_session  # noqa: SLF001 - a test pins it
+        endpoint, self.region = await self._find_endpoint(session)
+        signer = Signer(endpoint, self.region)
+        ca_bundle = session.get_config_variable("ca_bundle")
+        self._connections = await Connections.open(signer.url, self._config, ca_bundle, _user_agent())
+        self._signer = signer
 
-    @asynccontextmanager
-    async def _client(self, session: Any) -> AsyncGenerator[Any]:
-        """The SDK's, for all that it finds out when it is made. Raises: `ConfigError`."""
+    async def _find_endpoint(self, session: Any) -> tuple[str, str]:
+        """Endpoint and region, as a client of the SDK finds them when it is made. Raises: `ConfigError`."""
         config = self._config
-        settings = AioConfig(
-            max_pool_connections=config.max_concurrency,
-            connect_timeout=config.connect_timeout_s,
-            read_timeout=config.request_timeout_s,
-            tcp_keepalive=True,
-        )
-        named = {"region_name": config.region, "endpoint_url": config.endpoint, "config": settings}
-        async with AsyncExitStack() as exits:
-            try:
-                client = await exits.enter_async_context(session.create_client("dynamodb", **named))
-            except (BotoCoreError, ValueError) as exc:
-                raise ConfigError("region" if "region" in str(exc) else "endpoint", str(exc)) from exc
-            yield client
+        new_client = session.create_client("dynamodb", region_name=config.region, endpoint_url=config.endpoint)
+        try:
+            async with new_client as client:
+                found = client.meta
+        except (BotoCoreError, ValueError) as exc:
+            raise ConfigError("region" if "region" in str(exc) else "endpoint", str(exc)) from exc
+        if found.config.account_id_endpoint_mode == "required":
+            raise ConfigError("endpoint", "requests go to the region's endpoint; one by account id cannot be required")
+        return str(found.endpoint_url), str(found.region_name)
 
     async def close(self) -> None:
-        exits, self._exits, self._signer = self._exits, None, None
-        self._connections = self._credentials = None
-        if exits is not None:
-            await exits.aclose()
+        connections, self._connections = self._connections, None
+        self._signer = self._credentials = None
+        if connections is not None:
+            await connections.close()
 
     @property
     def endpoint(self) -> str:
-        """Host and port that requests go to."""
-        return urlsplit(self._opened.url).netloc
-
-    @property
-    def _opened(self) -> Signer:
+        """Host and port that requests go to. Raises: `StoreClosed`."""
         if self._signer is None:
             raise StoreClosed("the store is closed")
-        return self._signer
+        return urlsplit(self._signer.url).netloc
 
     async def send(self, operation: str, params: Mapping[str, Any]) -> dict[str, Any]:
         """DynamoDB's answer.
 
-        Raises: `ErrorAnswer`, `Garbled`, `StoreClosed`, and the SDK's errors of credentials and connections.
-        A cancellation leaves the request done or not.
+        Raises: one of `ERRORS`, `StoreClosed`. A cancellation leaves the request done or not.
         """
-        signer = self._opened
+        connections, signer = self._connections, self._signer
+        if connections is None or signer is None:
+            raise StoreClosed("the store is closed")
         if self._credentials is None:
             raise NoCredentialsError
         credentials = await self._credentials.get_frozen_credentials()  # the SDK renews them in good time
         body = encode(params)
-        headers = signer.headers(operation, body, credentials)
-        # aiohttp warns of bodies beyond 1 MiB that are bytes: they would hold up the event loop
-        data = io.BytesIO(body) if len(body) > _LARGE_BODY_BYTES else body
-        request = AWSPreparedRequest("POST", signer.url, headers, data, stream_output=False)
-        answer = await self._connections.send(request)
-        content, checksum = cast("bytes", await answer.content), answer.headers.get("x-amz-crc32")
-        if answer.status_code >= 300:
-            raise decode_error(answer.status_code, content, checksum)
-        return decode_answer(content, checksum)
+        status, answer, checksum = await connections.post(signer.headers(operation, body, credentials), body)
+        if status >= 300:
+            raise decode_error(status, answer, checksum)
+        return decode_answer(answer, checksum)
 
 
 @functools.cache

@@ -37,7 +37,7 @@ class Credentials(Protocol):
 class Signer:
     """Makes the headers of requests to one endpoint."""
 
-    def __init__(self, endpoint: str, region: str, user_agent: str) -> None:
+    def __init__(self, endpoint: str, region: str) -> None:
         parts = urlsplit(endpoint)
         path = parts.path or "/"
         self.url: Final = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{path}"
@@ -45,14 +45,13 @@ class Signer:
         self._host: Final = _host(endpoint)
         self._path: Final = quote(path, safe="/~")
         self._region: Final = region
-        self._user_agent: Final = user_agent
         self._key_of: tuple[str, str] = ("", "")
         self._key = b""
 
     def headers(
         self, operation: str, body: bytes, credentials: Credentials, now: datetime | None = None
     ) -> dict[str, str]:
-        """All that a request needs. ``now`` in UTC; AWS refuses what is more than some minutes off its own clock."""
+        """Those that DynamoDB asks for. ``now`` in UTC; AWS refuses what is some minutes off its own clock."""
         time = (now or datetime.now(timezone.utc)).strftime("%Y%m%dT%H%M%SZ")
         target, token, day = _TARGET + operation, credentials.token, time[:8]
         # names ascending, as they are signed
@@ -61,8 +60,6 @@ class Signer:
         headers = {
             "Host": self._host,
             "Content-Type": _CONTENT_TYPE,
-            "Content-Length": str(len(body)),
-            "User-Agent": self._user_agent,
             "X-Amz-Date": time,
             "X-Amz-Target": target,
         }
