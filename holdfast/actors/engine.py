@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import uuid
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
@@ -20,7 +19,7 @@ from holdfast.backends.reader import Reader
 from holdfast.backends.writer import Writer
 from holdfast.clock import Clock
 from holdfast.config import Config
-from holdfast.errors import ConfigError, DeadlineExceeded, SessionNotFound, StoreClosed
+from holdfast.errors import ConfigError, DeadlineExceeded, StoreClosed
 from holdfast.model import Durability
 from holdfast.waiting import Ack, ack_factory
 
@@ -174,12 +173,6 @@ class Engine:
     async def settled(self, actor: SessionActor) -> None:
         """Wait until all that was acknowledged on acceptance is stored, so that reads can show it."""
         await self.post(actor, self.touch_unit())
-
-    async def store_touches(self) -> None:
-        """Bring all activity of reads so far to the store. Sessions that are gone meanwhile do not matter."""
-        for ack in self.registry.store_touches(acknowledged=True):
-            with contextlib.suppress(SessionNotFound):
-                await ack
 
     def touch_unit(self) -> Unit:
         return Unit(

@@ -21,6 +21,7 @@ from anyio.abc import TaskGroup
 
 from holdfast.actors.actor import SessionActor
 from holdfast.actors.context import Subscriber
+from holdfast.actors.fan_in import FanIn
 from holdfast.actors.mailbox import Budget
 from holdfast.actors.unit import Unit
 from holdfast.backends.base import LoadRequest, Snapshot
@@ -348,24 +349,26 @@ class Registry:
 
     # Activity
 
-    def store_touches(self, *, acknowledged: bool = False) -> list[Ack]:
-        """Write down all activity that is not stored yet; the acks (if wanted) tell when that is done."""
-        acks: list[Ack] = []
+    def store_touches(self) -> None:
+        """Write down all activity that is not stored yet."""
         for actor in self._touched:
-            if acknowledged:
-                acks.append(self.new_ack())
-            elif actor.mailbox.dirty_units:
-                continue  # what is under way there stores it
-            actor.post(
-                Unit(
-                    accepted_us=actor.touched_us,
-                    size=0,
-                    durability=Durability.MEMORY,
-                    ack=acks[-1] if acknowledged else None,
-                    touch_only=True,
-                )
-            )
-        return acks
+            if not actor.mailbox.dirty_units:  # else what is under way there stores it
+                self._store_touch(actor, None)
+
+    async def touches_stored(self) -> None:
+        """Write down all activity so far, and wait for that. Sessions that are gone meanwhile do not matter.
+
+        Raises: what keeps one of them from being stored.
+        """
+        if self._touched:
+            stored = FanIn(len(self._touched), self.new_ack)
+            for actor in self._touched:
+                self._store_touch(actor, stored)
+            await stored
+
+    @staticmethod
+    def _store_touch(actor: SessionActor, ack: Ack | None) -> None:
+        actor.post(Unit(accepted_us=actor.touched_us, size=0, durability=Durability.MEMORY, ack=ack, touch_only=True))
 
     def subscribe(self, actor: SessionActor, subscriber: Subscriber) -> None:
         """Wake ``subscriber`` at each change of the session, and keep the session alive meanwhile."""
@@ -465,6 +468,7 @@ class Registry:
             actor.fail_waiting(error)
             actor.stop()
             actor.wake_subscribers()
+        self._room.set()
 
     def statistics(self) -> RegistryStatistics:
         return RegistryStatistics(

@@ -358,7 +358,7 @@ class Supervisor:
         engine = self._engine
 
         async def read() -> SessionPage:
-            await engine.store_touches()
+            await engine.registry.touches_stored()
             where = SessionFilter(self.clock.now_us(), owner, status)
             return await engine.read(lambda: engine.backend.list_sessions(where, after or 0, limit))
 
@@ -385,7 +385,7 @@ class Supervisor:
         engine = self._engine
 
         async def read() -> int:
-            await engine.store_touches()
+            await engine.registry.touches_stored()
             where = SessionFilter(self.clock.now_us(), owner, status)
             return await engine.read(lambda: engine.backend.count_sessions(where))
 

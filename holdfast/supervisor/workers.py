@@ -117,7 +117,7 @@ class Janitor(Worker):
         removed: list[Expired] = []
         while True:
             now_us = engine.clock.now_us()
-            await engine.store_touches()  # all activity up to now_us
+            await engine.registry.touches_stored()  # all activity up to now_us
             batch = await self.ask(engine.backend.expire(now_us, batch_size))
             for session in batch:
                 engine.registry.end(session.id, session.incarnation)

@@ -14,7 +14,7 @@ from holdfast import Config, Session, Supervisor
 from holdfast.actors.actor import SessionActor
 from holdfast.backends.base import Batch, LoadRequest, Outcome, Snapshot, Status
 from holdfast.backends.memory import MemoryBackend, MemoryData
-from holdfast.config import Limits
+from holdfast.config import Limits, WriterConfig
 from holdfast.errors import (
     ActorCrashed,
     Conflict,
@@ -316,3 +316,36 @@ async def test_who_is_left_at_the_end_hears_what_is_known(
             report = await store.close()
     assert {data: type(caught) for data, caught in heard.items()} == {"first": error, "behind": StoreClosed}
     assert (report.sessions, report.units) == (1, 2)
+
+
+async def test_activity_that_cannot_be_stored_is_told_once(clock: ManualClock) -> None:
+    """Of many sessions: the first error, when all are decided; no other is left for nobody to hear."""
+    data = MemoryData()
+    backend = FaultyBackend(MemoryBackend(data))
+    config = Config(ttl_s=10_000, writer=WriterConfig(retry_for_s=0.001))
+    async with Supervisor(backend, config, clock=clock) as store:
+        sessions = [await store.create() for _ in range(3)]
+
+        async def be_active() -> None:
+            clock._elapsed_us += 1_000_000  # without waking the keeper
+            for session in sessions:
+                await session.get("k")
+
+        await be_active()
+        acks = list[Any]()
+        new_ack = store._engine.registry.new_ack
+
+        def noted() -> Any:
+            acks.append(new_ack())
+            return acks[-1]
+
+        store._engine.registry.new_ack = noted
+        fault = backend.inject(FaultKind.UNAVAILABLE, times=None)
+        async with clock.flowing():
+            with pytest.raises(Unavailable):
+                await store.count()
+        assert len(acks) == 1
+        fault.release()
+        await be_active()
+        del data.rows[sessions[0].id]  # by another instance: its session is gone, which does not matter
+        assert await store.count(deadline_s=PATIENCE_S) == 2

@@ -6,6 +6,7 @@ import anyio
 import pytest
 
 from holdfast.backends.memory import MemoryBackend
+from holdfast.errors import StoreClosed
 from holdfast.testing import FaultKind, FaultyBackend, ManualClock
 from tests.engine.test_registry import LATER, PATIENCE_S, hot, open_store
 
@@ -111,3 +112,24 @@ async def test_activity_noted_while_somebody_waits_for_room_is_stored_at_once(
                 await session.get("k")
             await clock.settle()
             assert hot(store) == {"next"}
+
+
+async def test_who_waits_for_room_at_the_end_hears_of_it_at_once(backend: FaultyBackend, clock: ManualClock) -> None:
+    async with open_store(backend, clock, max_hot_sessions=1, overload_wait_s=PATIENCE_S) as store:
+        await store.create("old")
+        session = await store.create("s")
+        closed = list[str]()
+
+        async def call(name: str) -> None:
+            with pytest.raises(StoreClosed):
+                await (store.create("new") if name == "create" else store.require("old"))
+            closed.append(name)
+
+        async with session.subscribe():
+            with anyio.fail_after(PATIENCE_S / 2):
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(call, "create")
+                    tasks.start_soon(call, "require")
+                    await clock.settle()
+                    await store.close()
+    assert sorted(closed) == ["create", "require"]
