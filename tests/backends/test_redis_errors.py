@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import pytest
 import redis.exceptions as driver
+from redis._parsers.base import BaseParser
 
-from holdfast.backends.redis.errors import is_of_script, translate
+from holdfast.backends.redis.errors import code_of, is_of_script, translate
 from holdfast.errors import Rejected, StoreError, Unavailable
+
+
+def answered(reply: str) -> driver.ResponseError:
+    """As the driver understands an error reply."""
+    error: driver.ResponseError = BaseParser.parse_error(reply)  # type: ignore[no-untyped-call]
+    return error
+
 
 TABLE: list[tuple[Exception, type[StoreError], str]] = [
     (driver.ConnectionError("Connection closed by server."), Unavailable, "no connection"),
@@ -30,6 +38,12 @@ TABLE: list[tuple[Exception, type[StoreError], str]] = [
     (driver.ResponseError("FOREIGN a key of ours is of another type"), Rejected, "another program's"),
     (driver.ResponseError("WRONGTYPE Operation against a key"), Rejected, "another program's"),
     (driver.ResponseError("ERR unknown command 'EVALSHA'"), Rejected, "refuses"),
+    (answered("ERR Protocol error: invalid bulk length"), Rejected, "refuses"),
+    (answered("NOPERM this user may not use all commands of a commit"), Unavailable, "denied"),
+    (answered("OOM command not allowed"), Unavailable, "out of memory"),
+    (answered("TRYAGAIN Multiple keys request during rehashing of slot"), Unavailable, "moving"),
+    (answered("MARKER the key of a marker is of another type"), Rejected, "another program's"),
+    (answered("DAMAGED events of a session are missing"), Unavailable, "damaged"),
     (driver.DataError("Invalid input of type: 'object'"), Rejected, "cannot be sent"),
     (OverflowError("int too large"), Rejected, "cannot be stored"),
     (ValueError("something else"), Unavailable, "failed"),
@@ -58,6 +72,12 @@ def test_names_of_users_are_not_said(exc: Exception) -> None:
     assert type(error) is Unavailable
     assert "denied" in str(error)
     assert "app" not in str(error)
+
+
+@pytest.mark.parametrize("code", ["ERR", "NOPERM", "FOREIGN", "BROKEN", "SUPERSEDED", "WRONGTYPE"])
+def test_codes_as_the_driver_gives_them(code: str) -> None:
+    """It takes some out of the text."""
+    assert code_of(answered(f"{code} and what it means")) == code
 
 
 def test_a_script_that_broke_off_is_told_from_one_that_did_not_begin() -> None:

@@ -307,11 +307,48 @@ async def test_failover(clock: ManualClock) -> None:
                     await anyio.sleep(0.02)
             second.command("REPLICAOF", "NO", "ONE")
             first.command("REPLICAOF", "127.0.0.1", str(second.port))
-            name._target = ("127.0.0.1", second.port)
+            name._target = ("127.0.0.1", second.port)  # type: ignore[misc]
             write = blind(head, events=[new_event("b")])
             with pytest.raises(Unavailable, match="read-only"):
                 await direct.one(write)
             assert (await direct.one(write)).base_seq == 1
             assert texts(await direct.events(head)) == ["a", "b"]
+        finally:
+            await backend.close()
+
+
+async def test_failover_to_a_replica_that_lacks_the_last_writes(clock: ManualClock) -> None:
+    """What was acknowledged and not replicated is lost, as documented; what was not answered is done, once."""
+    settings = {**ALWAYS, "repl-diskless-sync-delay": "0"}
+    with (
+        own_server(settings) as first,
+        own_server(settings) as second,
+        TcpProxy("127.0.0.1", first.port) as name,
+        TcpProxy("127.0.0.1", first.port) as replication,
+    ):
+        second.command("REPLICAOF", "127.0.0.1", str(replication.port))
+        backend = create_backend(f"redis://127.0.0.1:{name.port}/")
+        await backend.open()
+        try:
+            direct = Direct(backend, clock)
+            head = await direct.append(await direct.create("s"), "a")
+            with anyio.fail_after(20):
+                while b":1" not in first.command("WAIT", "1", "100") or b"link_status:up" not in second.command("INFO"):
+                    await anyio.sleep(0.02)
+            replication.black_hole()
+            assert texts(await direct.events(await direct.append(head, "lost"))) == ["a", "lost"]
+            LosesReply(name, then_refuse=True)
+            with pytest.raises(OutcomeUnknown):
+                await direct.one(blind(head, sets={"k": (b"1", 1)}, events=[new_event("once")]))
+            first.kill()
+            second.command("REPLICAOF", "NO", "ONE")
+            name._target = ("127.0.0.1", second.port)  # type: ignore[misc]
+            name.at_reply = name.at_request = None
+            name.heal()
+            outcomes = await backend.resolve(direct.last_marker)
+            assert outcomes is not None
+            assert (outcomes[0].status, outcomes[0].base_seq) == (Status.COMMITTED, 1)
+            assert await backend.resolve(direct.last_marker) == outcomes
+            assert texts(await direct.events(head)) == ["a", "once"]
         finally:
             await backend.close()

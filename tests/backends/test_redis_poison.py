@@ -11,7 +11,7 @@ import pytest
 import holdfast
 from holdfast.backends.base import LoadRequest, SessionFilter, Status, TrimPolicy
 from holdfast.backends.redis import RedisBackend, commit
-from holdfast.backends.redis.scripts import Script
+from holdfast.backends.redis.scripts import COMMIT, Script
 from holdfast.backends.urls import create_backend
 from holdfast.errors import LimitExceeded, OutcomeUnknown, Rejected, SessionNotFound, Unavailable
 from holdfast.testing import ManualClock
@@ -271,10 +271,10 @@ async def test_script_that_breaks_off(
     """By a mistake of ours: the session is named, and what was done until then is not known, and not done again."""
     heads = [await direct.create(name) for name in "abc"]
     fault = b"call('RPUSH', key, list(values, 1, 1)); if values[1]:find('bad', 1, true) then error('a mistake') end "
-    source = commit.COMMIT.source.replace(
+    source = COMMIT.source.replace(
         b"local _, length = in_chunks('RPUSH'", fault + b"local _, length = in_chunks('RPUSH'"
     )
-    assert source != commit.COMMIT.source
+    assert source != COMMIT.source
     script = Script(source, server.command("SCRIPT", "LOAD", source).split(b"\r\n")[1])
     monkeypatch.setattr(commit, "COMMIT", script)
     writes = [blind(head, events=[new_event("bad" if head.id == "b" else "good")]) for head in heads]
