@@ -81,13 +81,13 @@ class Worker:
 
 def kill_cycle(
     ledger: Ledger, url: str, rng: random.Random, name: str, *, durability: str = "process", variant: str = "sound",
-    processes: int = 2, lines: int = 1,
+    processes: int = 2, lines: int = 1, crowd: bool = False,
 ) -> None:  # fmt: skip
     """Start workers on one store, let each tell at least so many lines, and kill it at a moment of its own."""
     workers = [
         Worker(
             ledger, url, "--writer", f"{name}.{number}", "--durability", durability,
-            "--variant", variant, "--loop", rng.choice(LOOPS),
+            "--variant", variant, "--loop", rng.choice(LOOPS), *(["--crowd"] if crowd else []),
         )
         for number in range(processes)
     ]  # fmt: skip

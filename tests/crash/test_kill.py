@@ -15,7 +15,7 @@ import anyio
 import pytest
 
 from tests.crash.harness import kill_cycle, kill_server_cycle
-from tests.crash.ledger import Ledger, create_sessions
+from tests.crash.ledger import CROWD, Ledger, create_sessions
 from tests.crash.opening import sqlite_url
 from tests.crash.stores import SERVERS, STORES, Store
 from tests.servers import valkey
@@ -63,6 +63,20 @@ def _one_store(store: Store, rng: random.Random, cycles: int) -> int:
 def check(ledger: Ledger, url: str) -> None:
     faults = anyio.run(ledger.check, url)
     assert faults == [], f"HOLDFAST_SEED={SEED}: {faults[:5]}"
+
+
+def test_flushes_that_wait_behind_another_survive_kill_9(tmp_path: Path) -> None:
+    """More sessions than a flush may hold, mostly from one process, whose hints are right then."""
+    print(f"HOLDFAST_SEED={SEED}")
+    rng = random.Random(SEED)
+    url = sqlite_url(tmp_path / "sessions.db") + "?writer.max_batch_sessions=70"
+    ledger = Ledger(names=CROWD)
+    anyio.run(create_sessions, url, CROWD)
+    for kill in range(SOAK_CYCLES // 10 or 6):
+        durability, processes = rng.choice(["process", "disk"]), rng.choice([1, 1, 2])
+        kill_cycle(ledger, url, rng, f"w{kill}", durability=durability, processes=processes, lines=500, crowd=True)
+        check(ledger, url)
+    print(f"{ledger.acknowledged:,} events acknowledged")
 
 
 @pytest.mark.parametrize("name", SERVERS)

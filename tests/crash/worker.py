@@ -17,7 +17,7 @@ import structlog
 from holdfast.errors import StoreError
 from holdfast.model import LATEST, Durability, Latest
 from holdfast.supervisor.session import Session
-from tests.crash.ledger import SESSIONS
+from tests.crash.ledger import CROWD, SESSIONS
 from tests.crash.opening import open_store
 from tests.crash.variants import VARIANTS
 
@@ -43,6 +43,18 @@ async def write(session: Session, writer: str) -> None:
             await anyio.sleep(0.01)
 
 
+async def append(session: Session, writer: str) -> None:
+    """Events alone, for ever. After an error: the next number."""
+    number = 0
+    while True:
+        number += 1
+        try:
+            event = await session.append([writer, number])
+            tell("acked", session.id, event.id, [writer, number])
+        except StoreError:
+            await anyio.sleep(0.01)
+
+
 async def follow(session: Session) -> None:
     """Show what comes; after an error, from where it stopped."""
     last: str | Latest = LATEST
@@ -58,12 +70,12 @@ async def follow(session: Session) -> None:
 async def work(options: argparse.Namespace) -> None:
     settings = {"durability": Durability(options.durability)}
     async with open_store(options.url, variant=VARIANTS[options.variant], **settings) as store:
-        sessions = [await store.require(name) for name in SESSIONS]
+        sessions = [await store.require(name) for name in (CROWD if options.crowd else SESSIONS)]
         async with anyio.create_task_group() as tasks:
             for number, session in enumerate(sessions):
                 if number % 3 == 0:
                     tasks.start_soon(follow, session)
-                tasks.start_soon(write, session, options.writer)
+                tasks.start_soon(append if options.crowd else write, session, options.writer)
             if options.seconds:
                 await anyio.sleep(options.seconds)
                 tasks.cancel_scope.cancel()
@@ -76,6 +88,7 @@ def main() -> None:
     parser.add_argument("--durability", default="process")
     parser.add_argument("--variant", default="sound")
     parser.add_argument("--loop", default="asyncio")
+    parser.add_argument("--crowd", action="store_true", help="append to many sessions")
     parser.add_argument("--seconds", type=float, default=0, help="end by itself after so long")
     options = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
