@@ -441,7 +441,7 @@ class SessionActor(Row):
         """Take a unit off the books without a commit."""
         if unit.ack is None:
             self.barriers -= not unit.touch_only
-        self._context.budget.release(self.mailbox, 1, unit.size)
+        self._context.budget.drop(self.mailbox, unit.size)
 
     # What others did: loads and hints
 

@@ -12,7 +12,7 @@ from holdfast.config import ActorConfig
 from holdfast.errors import Overloaded
 from holdfast.waiting import Ack, Signal
 
-__all__ = ["Budget", "Mailbox"]
+__all__ = ["Budget", "Dropped", "Mailbox"]
 
 
 class Mailbox:
@@ -38,6 +38,16 @@ class Mailbox:
         self.queue[:0] = units
 
 
+class Dropped:
+    """Units that were given up, whatever the reason, and from which mailboxes."""
+
+    __slots__ = ("bytes", "mailboxes", "units")
+
+    def __init__(self) -> None:
+        self.mailboxes: set[Mailbox] = set()
+        self.units = self.bytes = 0
+
+
 class Budget:
     """Admission: is there room for one more unit, in its mailbox and in the engine as a whole?"""
 
@@ -48,6 +58,8 @@ class Budget:
         self.dirty_units = 0
         self.dirty_bytes = 0
         self.refused = 0
+        self.dropped: Dropped | None = None
+        """Set at the end, to count what is not stored by then."""
         self.emptied: Signal | None = None
         """To be set when a mailbox becomes empty; None: nobody waits for that."""
 
@@ -111,6 +123,14 @@ class Budget:
             _wake(self._waiting, units if self.dirty_bytes else None)
         if self.emptied is not None and not mailbox.dirty_units:
             self.emptied.set()
+
+    def drop(self, mailbox: Mailbox, size: int) -> None:
+        """One unit is decided without having been stored, as far as is known."""
+        if self.dropped is not None:
+            self.dropped.mailboxes.add(mailbox)
+            self.dropped.units += 1
+            self.dropped.bytes += size
+        self.release(mailbox, 1, size)
 
 
 def _wake(waiting: deque[Ack], count: int | None) -> None:

@@ -16,6 +16,7 @@ from anyio.abc import TaskStatus
 
 from holdfast.actors.actor import SessionActor
 from holdfast.actors.engine import Engine, durability_in_force, time_left
+from holdfast.actors.mailbox import Dropped
 from holdfast.actors.registry import RegistryStatistics
 from holdfast.actors.unit import Unit
 from holdfast.backends.base import Backend, Capabilities, Expired, Head, SessionFilter, SessionPage
@@ -55,7 +56,7 @@ class SessionList(msgspec.Struct, frozen=True):
 
 
 class DrainReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What `Supervisor.close` could not store before its deadline."""
+    """What `Supervisor.close` could not store before its deadline, or cannot tell whether it has."""
 
     sessions: int
     units: int
@@ -187,13 +188,20 @@ class Supervisor:
             await parts.closed.wait()
         else:
             engine.closed = True
-            lost_before = engine.registry.lost_units
+            registry = engine.registry
+            lost = -registry.lost_units
             try:
                 await self._drain(engine)
             finally:
-                self.drain_report = _unflushed(engine, lost_before)
-                with anyio.CancelScope(shield=True):
-                    await self._stop(parts)
+                lost += registry.lost_units
+                dropped = registry.budget.dropped = Dropped()  # a flush that is under way may still end well
+                try:
+                    with anyio.CancelScope(shield=True):
+                        await self._stop(parts)
+                finally:
+                    self.drain_report = DrainReport(
+                        sessions=len(dropped.mailboxes), units=dropped.units + lost, bytes=dropped.bytes
+                    )
             if self.drain_report.complete:
                 _log.info("store.closed")
             else:
@@ -462,13 +470,3 @@ async def _until_idle(engine: Engine) -> None:
     """Polled, so that the hot path need not report."""
     while not engine.idle:
         await anyio.sleep(0.001)
-
-
-def _unflushed(engine: Engine, lost_before: int) -> DrainReport:
-    registry = engine.registry
-    left = [actor for actor in (*registry.hot.values(), *registry.creating) if actor.mailbox.dirty_units]
-    return DrainReport(
-        sessions=len(left),
-        units=registry.budget.dirty_units + registry.lost_units - lost_before,
-        bytes=registry.budget.dirty_bytes,
-    )

@@ -29,6 +29,7 @@ from holdfast.errors import (
     StoreClosed,
     Unavailable,
 )
+from holdfast.model import Durability
 from holdfast.supervisor.unit_of_work import UnitOfWork
 from holdfast.testing import FaultKind, FaultyBackend, ManualClock
 from holdfast.testing.faults import Operation
@@ -316,6 +317,44 @@ async def test_who_is_left_at_the_end_hears_what_is_known(
             report = await store.close()
     assert {data: type(caught) for data, caught in heard.items()} == {"first": error, "behind": StoreClosed}
     assert (report.sessions, report.units) == (1, 2)
+
+
+class Finishing(MemoryBackend):
+    """Ends a commit that it has begun, though it is cancelled, and begins no other."""
+
+    store: Supervisor | None = None
+    begun = False
+
+    async def commit(self, batch: Batch) -> list[Outcome]:
+        if self.begun:
+            await anyio.sleep_forever()
+        if self.store is not None:
+            self.begun = True
+            with anyio.CancelScope(shield=True):
+                while not self.store._open_parts.scope.cancel_called:
+                    await anyio.sleep(0.001)
+        return await super().commit(batch)
+
+
+async def test_a_flush_that_ends_well_after_the_deadline_is_not_reported(clock: ManualClock) -> None:
+    """What is behind it is, and only that."""
+    backend = Finishing()
+    async with Supervisor(backend, Config(drain_timeout_s=0.02), clock=clock) as store:
+        session, other = await store.create("s"), await store.create("other")
+        backend.store = store
+        stored = list[int]()
+
+        async def append() -> None:
+            stored.append((await session.append("x")).seq)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(append)
+            await clock.settle()
+            await other.append("behind", durability=Durability.MEMORY)
+            report = await store.close()
+    assert stored == [1]
+    assert (report.sessions, report.units, report.complete) == (1, 1, False)
+    assert 0 < report.bytes < 200
 
 
 async def test_activity_that_cannot_be_stored_is_told_once(clock: ManualClock) -> None:
