@@ -220,7 +220,11 @@ async def test_replication_that_is_no_more_is_not_promised(server: PostgresServe
 
 
 async def test_cancelled_wait_for_a_standby_is_no_success(server: PostgresServer, clock: ManualClock) -> None:
-    """P1: an administrator ends the wait; the server says "committed", and warns that it is so here alone."""
+    """P1: an administrator ends the wait; the server says "committed", and warns that it is so here alone.
+
+    Even if the role asked for no warnings.
+    """
+    await sql(server.url(), "ALTER ROLE holdfast SET client_min_messages = 'error'", fetch=False)
     cancel = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
     async with opened(server.url(), new_schema()) as make:
         backend = await make()
@@ -255,6 +259,7 @@ async def test_cancelled_wait_for_a_standby_is_no_success(server: PostgresServer
         with anyio.fail_after(10):
             while (await sql(server.url(), "SHOW synchronous_standby_names"))[0][0]:
                 await anyio.sleep(0.01)
+        await sql(server.url(), "ALTER ROLE holdfast RESET client_min_messages", fetch=False)
         # Nobody is waited for any more: it cannot tell of that commit what was asked for.
         with pytest.raises(Unavailable, match="synchronous_standby_names"):
             await backend.resolve(direct.last_marker)
