@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -9,10 +10,11 @@ import anyio
 import pytest
 
 from holdfast.backends.base import TrimPolicy
+from holdfast.backends.memory import MemoryBackend
 from holdfast.backends.postgres import PostgresBackend, upkeep
 from holdfast.errors import Unavailable
 from holdfast.testing import ManualClock
-from holdfast.testing.contract.direct import Direct, blind, new_event
+from holdfast.testing.contract.direct import Direct, blind, creation, new_event, new_head
 from tests.backends.postgres_support import MakeBackend, opened, sql
 from tests.servers.postgres import new_schema, shared_url
 
@@ -266,3 +268,34 @@ async def _passes(backend: PostgresBackend, policy: TrimPolicy) -> AsyncIterator
     while deleted == limit:
         deleted = await backend.trim(None, policy, limit)
         yield deleted
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_retention_keeps_what_the_reference_keeps(
+    backend: PostgresBackend, clock: ManualClock, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """P9: whatever the policy and the size of a page, a session's events are those that the memory backend keeps."""
+    chance = random.Random(seed)
+    monkeypatch.setattr(upkeep, "_SCANNED_SESSIONS", 3)
+    reference = MemoryBackend()
+    await reference.open()
+    lanes = Direct(backend, clock), Direct(reference, clock)
+    heads = [new_head(f"s{number}", clock.now_us()) for number in range(8)]
+    for lane in lanes:
+        await lane.commit(*map(creation, heads))
+    for turn in range(12):
+        for head in chance.sample(heads, 4):
+            times = sorted(turn * 100 + chance.randrange(100) for _ in range(chance.randrange(9)))
+            events = [new_event("x" * chance.randrange(9), time_us=time_us) for time_us in times]
+            for lane in lanes:
+                await lane.one(blind(head, events=events))
+        min_time_us, max_bytes = max(0, turn * 100 - chance.randrange(300)), chance.randrange(120)
+        policy = TrimPolicy(chance.choice([None, min_time_us]), chance.choice([None, max_bytes]))
+        ids = chance.choice([None, [(head.id, head.incarnation) for head in chance.sample(heads, 5)]])
+        backend._retained_page.now = chance.choice([1, 2, 5, 100])
+        for lane in lanes:
+            await lane.backend.trim(ids, policy, 10_000)
+        for head in heads:
+            found, wanted = [await lane.page(head) for lane in lanes]
+            assert found == wanted, (policy, ids)
+    await reference.close()
