@@ -218,9 +218,8 @@ async def _plans(url: str, schema: str, flush: int, writes: list[SessionWrite]) 
     try:
         connection.add_log_listener(lambda _, message: logged.append(message.message))
         await connection.execute("LOAD 'auto_explain'")
-        for setting in ("auto_explain.log_min_duration = 0", "auto_explain.log_nested_statements = on"):
-            await connection.execute(f"SET {setting}")
-        await connection.execute("SET client_min_messages = log")
+        for setting in ("log_min_duration = 0", "log_nested_statements = on", "log_level = warning"):
+            await connection.execute(f"SET auto_explain.{setting}")
         outcomes = await Committer(Names(schema, "")).commit(connection, batch)
         assert {outcome.status for outcome in outcomes} == {Status.COMMITTED}
         await connection.execute("SELECT 1")
