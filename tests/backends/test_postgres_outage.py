@@ -10,6 +10,7 @@ from typing import Any
 
 import anyio
 import pytest
+from structlog.testing import capture_logs
 
 from holdfast import Config, Durability, Supervisor
 from holdfast.backends.bridge import Bridge
@@ -339,6 +340,29 @@ async def test_failing_hints_fail_no_commit(make_backend: MakeBackend, clock: Ma
         await direct.one(blind(head, events=[new_event(str(number))]))
         await anyio.sleep(0.05)
     assert len(await direct.events(head)) == 5
+
+
+async def test_hint_after_an_idle_connection_was_ended(make_backend: MakeBackend, clock: ManualClock) -> None:
+    """As `idle_session_timeout` does: the next hint goes over a new connection, at once and without a complaint."""
+    backend, heard = await make_backend(), Heard()
+    receiver, direct = await make_backend(), Direct(backend, clock)
+    ended = (
+        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+        " WHERE query LIKE '%pg_notify%' AND pid <> pg_backend_pid()"
+    )
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(receiver.watch, heard)
+        await heard.until(lambda changed: changed is None)
+        head = await direct.create("s")
+        await heard.until(lambda changed: changed is not None and head.incarnation in changed)
+        assert await sql(shared_url(), ended)
+        await anyio.sleep(0.2)
+        heard.hints.clear()
+        with capture_logs() as logs:
+            await direct.append(head, "x")
+            await heard.until(lambda changed: changed is not None and head.incarnation in changed)
+        assert logs == []
+        tasks.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize("refused", ["notify", "listen"])

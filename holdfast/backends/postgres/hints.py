@@ -116,9 +116,11 @@ class Notifier:
                     connection.terminate()
 
     async def _send_all(self, connection: Connection, delays: _Delays) -> None:
-        """One statement at a time; what comes meanwhile goes with the next."""
+        """One statement at a time; what comes meanwhile goes with the next. Until the connection is found closed."""
         while True:
             await self._wake.wait()
+            if connection.is_closed():  # while nothing was sent, by the server or whatever is in between
+                return
             self._wake.clear()
             pending, self._pending = self._pending, set()
             payloads = pack(self.instance, sorted(pending))
