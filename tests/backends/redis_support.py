@@ -32,9 +32,9 @@ def proxied(server: ValkeyServer) -> Iterator[TcpProxy]:
 
 
 @contextlib.asynccontextmanager
-async def behind(proxy: TcpProxy) -> AsyncIterator[RedisBackend]:
-    """A backend that reaches its server through the proxy."""
-    backend = create_backend(f"redis://127.0.0.1:{proxy.port}/?prefix={new_prefix()}&timeout_s=0.3")
+async def behind(proxy: TcpProxy, *, timeout_s: float = 10.0, prefix: str = "") -> AsyncIterator[RedisBackend]:
+    """A backend that reaches its server through the proxy. Short time-outs are for servers that never answer."""
+    backend = create_backend(f"redis://127.0.0.1:{proxy.port}/?prefix={prefix or new_prefix()}&timeout_s={timeout_s}")
     assert isinstance(backend, RedisBackend)
     await backend.open()
     yield backend

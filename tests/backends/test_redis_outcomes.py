@@ -286,7 +286,7 @@ async def test_exactly_once_under_resets(server: ValkeyServer, proxy: TcpProxy) 
             for session in sessions:
                 tasks.start_soon(append, session)
             while done < len(sessions):
-                await anyio.sleep(0.01)
+                await anyio.sleep(0.03)
                 proxy.reset()
         for session in sessions:
             assert [event.data async for event in session.replay()] == list(range(20))

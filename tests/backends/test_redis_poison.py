@@ -17,8 +17,9 @@ from holdfast.errors import LimitExceeded, OutcomeUnknown, Rejected, SessionNotF
 from holdfast.testing import ManualClock
 from holdfast.testing.contract.direct import Direct, blind, creation, new_event, new_head, texts
 from tests.backends.redis_support import abused_server, behind, proxied
+from tests.servers.processes import wait_until
 from tests.servers.proxy import TcpProxy
-from tests.servers.valkey import ValkeyServer, new_prefix
+from tests.servers.valkey import ALWAYS, ValkeyServer, new_prefix, own_server
 
 pytestmark = pytest.mark.anyio
 
@@ -226,43 +227,37 @@ async def test_missing_right(server: ValkeyServer, proxy: TcpProxy, clock: Manua
         server.command("ACL", "DELUSER", "app")
 
 
-async def test_server_that_ends_in_mid_script(
-    server: ValkeyServer, direct: Direct, backend: RedisBackend, clock: ManualClock
-) -> None:
+async def test_server_that_ends_in_mid_script(clock: ManualClock) -> None:
     """Nobody can kill a script that has changed something; with its server it goes whole, and is made up for."""
-    head = await direct.create("s")
-    keys = 300_000
+    keys, replies = 200_000, list[bytes]()
+    with own_server({**ALWAYS, "busy-reply-threshold": "10"}) as server:
+        backend = create_backend(server.url(timeout_s=20))
+        assert isinstance(backend, RedisBackend)
+        await backend.open()
+        direct = Direct(backend, clock)
+        head = await direct.create("s")
 
-    def end_server() -> list[bytes]:
-        while b"BUSY" not in server.command("PING"):
-            pass
-        replies = [server.command("SCRIPT", "KILL")]
-        with contextlib.suppress(OSError):
-            replies.append(server.command("SHUTDOWN", "NOSAVE"))
-        return replies
+        def end_server() -> None:
+            wait_until(lambda: b"BUSY" in server.command("PING"), what="the script does not run")
+            replies.append(server.command("SCRIPT", "KILL"))
+            with contextlib.suppress(OSError):
+                replies.append(server.command("SHUTDOWN", "NOSAVE"))
 
-    replies = list[bytes]()
-
-    async def end() -> None:
-        replies.extend(await anyio.to_thread.run_sync(end_server))
-
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(end)
-        write = blind(head, sets={f"k{number}": (b"1", 1) for number in range(keys)}, events=[new_event("once")])
-        with pytest.raises(OutcomeUnknown):
-            await direct.one(write)
-    assert [reply[:11] for reply in replies] == [b"-UNKILLABLE"]
-    server.stop()
-    server.start()
-    assert await direct.head("s") == head
-    outcomes = None
-    with anyio.fail_after(20):
-        while outcomes is None:
-            with contextlib.suppress(Unavailable):  # it takes longer than one answer may
-                outcomes = await backend.resolve(direct.last_marker)
-    assert outcomes[0].status is Status.COMMITTED
-    assert server.command("HLEN", backend._keys.head("s")[:-1] + b"s") == b":%d\r\n" % keys
-    assert texts(await direct.events(head)) == ["once"]
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(anyio.to_thread.run_sync, end_server)
+            write = blind(head, sets={f"k{number}": (b"1", 1) for number in range(keys)}, events=[new_event("once")])
+            with pytest.raises(OutcomeUnknown):
+                await direct.one(write)
+        assert [reply[:11] for reply in replies] == [b"-UNKILLABLE"]
+        server.stop()
+        server.start()
+        assert await direct.head("s") == head
+        outcomes = await backend.resolve(direct.last_marker)
+        assert outcomes is not None
+        assert outcomes[0].status is Status.COMMITTED
+        assert len(await direct.state("s")) == keys
+        assert texts(await direct.events(head)) == ["once"]
+        await backend.close()
 
 
 async def test_script_that_breaks_off(
