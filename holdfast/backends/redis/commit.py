@@ -149,8 +149,7 @@ class Committer:
     def _prepare(self, batch: Batch) -> _Prepared:
         """Raises: `Rejected`, before anything is sent."""
         writes = [encode_write(write) for write in batch.writes]
-        sizes = list(map(len, writes))
-        size = sum(sizes) if self._link.in_order else max(sizes, default=0)
+        size = sum(map(len, writes)) if self._link.in_order else max(map(len, writes), default=0)
         if size > self.max_call_bytes:
             raise Rejected(
                 f"the write has {size:,} bytes; the server takes {self.max_call_bytes:,} (proto-max-bulk-len)"
@@ -184,7 +183,7 @@ class Committer:
         if self._link.in_order:
             answer = await self._execute_in_order(prepared, before)
         else:
-            await self._prepare_cluster(before, checks)
+            await self._send_before(before, checks)
             answer = await self._execute_by_session(prepared)
         self._registered.add(prepared.batch.marker[:2])
         return decode_outcomes(answer)
@@ -201,8 +200,8 @@ class Committer:
         _must_be_done(replies[: len(before)])
         return bytes(answer)
 
-    async def _prepare_cluster(self, before: Sequence[Command], checks: Sequence[Command]) -> None:
-        """What comes before the sessions are written to. Raises: `Unavailable` or `Rejected`."""
+    async def _send_before(self, before: Sequence[Command], checks: Sequence[Command]) -> None:
+        """In a cluster: what is due before a session is written to. Raises: `Unavailable` or `Rejected`."""
         if not (before or checks):
             return
         try:
