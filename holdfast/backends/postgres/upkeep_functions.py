@@ -13,23 +13,23 @@ _REMOVE: Final = """
 CREATE FUNCTION @remove (p_gone bigint[]) RETURNS void LANGUAGE plpgsql AS $remove$
 DECLARE
     v_seen int;
-    v_rows tid[];
+    v_deleted int;
 BEGIN
     DELETE FROM @sessions WHERE incarnation = ANY (p_gone);
     DELETE FROM @state WHERE incarnation = ANY (p_gone);
-    -- No more events, and no more bytes of them, than go in a moment: `trim` does the rest.
-    SELECT count(*), array_agg(f.ctid) FILTER (WHERE f.bytes <= 67108864) INTO v_seen, v_rows
-    FROM (
-        SELECT e.ctid, sum(e.size) OVER (ROWS UNBOUNDED PRECEDING) AS bytes
+    -- No more events, and no more bytes of them, than go in a moment: `trim` does the rest. In one statement: found by
+    -- another one, a row's place might be another row's by now.
+    WITH seen AS MATERIALIZED (
+        SELECT e.ctid AS place, sum(e.size) OVER (ROWS UNBOUNDED PRECEDING) <= 67108864 AS small
         FROM (
             SELECT e.ctid, octet_length(e.data) AS size FROM @events AS e
             WHERE e.incarnation = ANY (p_gone) LIMIT 5000
         ) AS e
-    ) AS f;
-    IF v_seen > 0 THEN
-        DELETE FROM @events WHERE ctid = ANY (v_rows);
-    END IF;
-    IF v_seen = 5000 OR v_seen > coalesce(cardinality(v_rows), 0) THEN
+    ), deleted AS (
+        DELETE FROM @events WHERE ctid = ANY (ARRAY(SELECT s.place FROM seen AS s WHERE s.small))
+    )
+    SELECT count(*), count(*) FILTER (WHERE s.small) INTO v_seen, v_deleted FROM seen AS s;
+    IF v_seen = 5000 OR v_seen > v_deleted THEN
         INSERT INTO @overdue (incarnation)
         SELECT g.incarnation FROM unnest(p_gone) AS g (incarnation)
         WHERE EXISTS (SELECT FROM @events AS e WHERE e.incarnation = g.incarnation)
