@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -67,11 +68,13 @@ class RegistryStatistics(msgspec.Struct, frozen=True, kw_only=True):
 class _Load:
     """A load under way. What ends or begins meanwhile is newer than what it may have read."""
 
-    __slots__ = ("begun", "ended")
+    __slots__ = ("begun", "ended", "reading")
 
     def __init__(self) -> None:
         self.begun: set[int] = set()
         self.ended: set[int] = set()
+        self.reading = True
+        """Not waiting for room: what it reads is to be held against the actor that is hot now."""
 
 
 class Registry:
@@ -117,6 +120,7 @@ class Registry:
         """Set when a hot session may have come out of use."""
         self._room_queue = anyio.Lock()
         """Held by the first of those who wait for room."""
+        self._thread = threading.get_ident()
         self.schedule = writer.schedule
         self._reader = reader
         self._tasks = tasks
@@ -215,15 +219,18 @@ class Registry:
                 snapshot = await self._reader.load(LoadRequest(session_id))
                 if snapshot is None or snapshot.state is None or snapshot.head.incarnation in load.ended:
                     return None
-            await self.make_room()
+            load.reading = False
+            await self.make_room(session_id)
             if session_id in self.hot or snapshot.head.incarnation in load.ended:
                 return self._reconcile(session_id, snapshot, load)
-            return self._install(SessionActor(self, snapshot.head, snapshot.state))
+            if not load.begun:
+                return self._install(SessionActor(self, snapshot.head, snapshot.state))
         finally:
             loads.discard(load)
             self._room.set()
             if not loads and self._loads.get(session_id) is loads:
                 del self._loads[session_id]
+        return await self._refresh(session_id)  # it was hot meanwhile, and may have changed
 
     def _request(self, session_id: str, *, head_only: bool) -> LoadRequest:
         actor = self.hot.get(session_id)
@@ -264,8 +271,8 @@ class Registry:
 
     # Room for hot sessions
 
-    async def make_room(self) -> None:
-        """Passivate until one more session fits; who comes first is served first.
+    async def make_room(self, session_id: str | None = None) -> None:
+        """Passivate until one more session fits, or until this one is hot. Who comes first is served first.
 
         Raises: `Overloaded` if every hot session stays in use for ``overload_wait_s``.
         """
@@ -275,16 +282,17 @@ class Registry:
             return
         with anyio.move_on_after(limits.overload_wait_s):
             async with self._room_queue:
-                await self._shrunk_to(fewer)
+                await self._shrunk_to(fewer, session_id)
                 return
-        if not self._shrink_to(fewer):  # a subscription that was collected has told nobody
+        # A subscription collected in another thread has told nobody.
+        if session_id not in self.hot and not self._shrink_to(fewer):
             raise Overloaded("max_hot_sessions", limit=limits.max_hot_sessions)
 
-    async def _shrunk_to(self, sessions: int) -> None:
-        """As `_shrink_to`, as soon as that is possible. For one task at a time."""
+    async def _shrunk_to(self, sessions: int, session_id: str | None) -> None:
+        """As `_shrink_to`, as soon as that is possible or the session is hot. For one task at a time."""
         self._room = self.budget.emptied = Signal(self.new_ack)
         try:
-            while not self._shrink_to(sessions):
+            while session_id not in self.hot and not self._shrink_to(sessions):
                 self.store_touches()
                 await self._room.wait()
                 await anyio.sleep(len(self.hot) * _REST_S)
@@ -322,7 +330,7 @@ class Registry:
         return len(idle)
 
     def _may_passivate(self, actor: SessionActor) -> bool:
-        return not actor.busy and actor.id not in self._loads
+        return not (actor.busy or any(load.reading for load in self._loads.get(actor.id, ())))
 
     def _passivate(self, actor: SessionActor) -> None:
         self._drop(actor)
@@ -384,6 +392,11 @@ class Registry:
         if actor.subscribers is not None:
             actor.subscribers.discard(subscriber)
             self.check_audience(actor)
+
+    def subscription_collected(self) -> None:
+        """Whoever waits for room looks again, if this is the event loop's thread. It nearly always is."""
+        if threading.get_ident() == self._thread:
+            self._room.set()
 
     def check_audience(self, actor: SessionActor) -> None:
         """Let go of what is kept for subscribers, if there is none any more."""

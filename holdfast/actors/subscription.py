@@ -176,7 +176,8 @@ class _Waker:
         self._registry.unsubscribe(self.actor, self)
 
     def vanish(self) -> None:
-        """As `detach`, from whichever thread collects garbage: wakes nobody. The keeper does the rest."""
+        """As `detach`, from whichever thread collects garbage, in the middle of anything. The keeper does the rest."""
         subscribers = self.actor.subscribers
         if subscribers is not None:
             subscribers.discard(self)
+            self._registry.subscription_collected()

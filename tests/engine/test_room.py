@@ -133,3 +133,59 @@ async def test_who_waits_for_room_at_the_end_hears_of_it_at_once(backend: Faulty
                     await clock.settle()
                     await store.close()
     assert sorted(closed) == ["create", "require"]
+
+
+@pytest.mark.parametrize(("order", "loads"), [("abab", 5), ("aabb", 4)])
+async def test_callers_for_one_session_do_not_keep_others_waiting(
+    backend: FaultyBackend, clock: ManualClock, order: str, loads: int
+) -> None:
+    """Each waits for room with what it has read; the first to get it makes the session hot for all of them."""
+    async with open_store(backend, clock, max_hot_sessions=1, overload_wait_s=PATIENCE_S) as store:
+        for name in "ab":
+            await store.create(name)
+        session = await store.create("s")
+        with anyio.fail_after(PATIENCE_S / 2):
+            async with anyio.create_task_group() as tasks:
+                async with session.subscribe():
+                    for name in order:
+                        tasks.start_soon(store.require, name)
+                        await clock.settle()
+                    assert hot(store) == {"s"}
+        assert backend.calls["load"] == loads
+        assert store._engine.registry._loads == {}
+
+
+async def test_what_was_read_before_the_wait_for_room_may_be_old(backend: FaultyBackend, clock: ManualClock) -> None:
+    """While a caller waits, its session may become hot, change, and be let go again."""
+    async with open_store(backend, clock, max_hot_sessions=1, overload_wait_s=PATIENCE_S) as store:
+        changed, other = await store.create("changed"), await store.create("other")
+        session = await store.create("s")
+        found = list[object]()
+
+        async def look() -> None:
+            found.append(await changed.get("k"))
+
+        with anyio.fail_after(PATIENCE_S / 2):
+            async with anyio.create_task_group() as tasks:
+                async with session.subscribe():
+                    for call in (lambda: changed.set("k", "new"), lambda: other.get("k"), look):
+                        tasks.start_soon(call)
+                        await clock.settle()
+                    assert hot(store) == {"s"}
+        assert found == ["new"]
+        assert await changed.get("k") == "new"
+
+
+async def test_a_collected_subscription_gives_its_place_up_at_once(backend: FaultyBackend, clock: ManualClock) -> None:
+    async with open_store(backend, clock, max_hot_sessions=1, overload_wait_s=PATIENCE_S) as store:
+        session = await store.create("s")
+        await session.append("x")
+        events = session.subscribe()
+        await anext(events)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(store.create, "next")
+            await clock.settle()
+            assert hot(store) == {"s"}
+            del events
+            await clock.settle()
+            assert hot(store) == {"next"}

@@ -181,7 +181,7 @@ class SessionEventStore(EventStore):
     @property
     def under_way(self) -> bool:
         """Whether a request runs here, or a question waits for its answer."""
-        return bool(self.requests.running or self.inbox.records)
+        return bool(self.requests.running or self.requests.records or self.inbox.records)
 
     async def keep(self) -> None:
         """Tell the other instances that what is under way here is alive; and keep the session so.
