@@ -1,9 +1,9 @@
 """Flushes in which every write appends one event, as most do in a busy store: a function of their own.
 
-One statement moves the heads on and stores the events. It locks no row beforehand, as `commit` does:
-the rows are updated in order of incarnation, and so locked in that order. The numbers of a flush travel
-as the text of an array, and all its data as one value: the driver takes 0.2 to 0.5 µs for each element of
-an array.
+One statement moves the heads on and stores the events; its parts need not see each other's rows. Unlike
+`commit` it locks no row beforehand: the rows are updated in order of incarnation, and so locked in that
+order. The numbers of a flush travel as the text of an array, and all its data as one value: the driver
+takes 0.2 to 0.5 µs for each element of an array.
 """
 
 from __future__ import annotations

@@ -46,6 +46,7 @@ T = TypeVar("T")
 
 _log: Final = structlog.get_logger("holdfast.postgres")
 
+_COMMITTED: Final = Status.COMMITTED
 _PREFERRED_LANES: Final = 4
 _USUAL_COMMIT_S: Final = 1.0
 _MAX_FIELD_BYTES: Final = 1 << 28
@@ -221,7 +222,7 @@ class PostgresBackend:
             changed = [
                 write.incarnation
                 for write, outcome in zip(batch.writes, outcomes, strict=True)
-                if outcome.status is Status.COMMITTED and (write.units or write.floor_seq or write.delete)
+                if outcome.status is _COMMITTED and (write.units or write.floor_seq or write.delete)
             ]
             if changed:
                 inner.notifier.tell(changed)

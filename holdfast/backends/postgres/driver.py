@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Final, Protocol, cast
 
@@ -82,7 +82,7 @@ def _settings(config: PostgresConfig) -> dict[str, str]:
     return settings if "application_name=" in config.dsn else settings | {"application_name": "holdfast"}
 
 
-def array_text(values: Iterable[int | None]) -> str:
+def array_text(values: Sequence[int | None]) -> str:
     """An array of numbers or truth values as its text, for a parameter ``$1::text::bigint[]``.
 
     The driver takes 0.2 µs for each element of an array, this 0.02; the server 0.1 more than the driver's form.
