@@ -13,8 +13,11 @@ import ssl
 import string
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime, timezone
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -184,11 +187,11 @@ class Server:
         status, body, more = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         return web.Response(status=status, body=body, headers=more)
 
-    async def start(self, tls: ssl.SSLContext | None = None) -> web.ServerRunner:
+    async def start(self) -> web.ServerRunner:
         runner = web.ServerRunner(web.Server(self.handle, access_log=None), shutdown_timeout=0.1)
         await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls).start()
-        self.url = f"http{'s' if tls else ''}://localhost:{runner.addresses[0][1]}"
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        self.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
         return runner
 
 
@@ -309,13 +312,26 @@ async def test_a_proxy_that_cannot_be_is_said_to_be_that(opened: Any, monkeypatc
     await opened("http://dynamodb.example.invalid")
 
 
-async def test_a_server_is_believed_by_its_certificate(
-    opened: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """``AWS_CA_BUNDLE`` names whom to believe; without it, one that nobody knows is refused."""
+class Answering(BaseHTTPRequestHandler):
+    """Answers each request with an empty object."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200)
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@contextmanager
+def tls_server(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Its URL, and the certificate that it has given itself. In a thread: a loop would still be closing connections."""
     if shutil.which("openssl") is None:
         not_here("openssl makes the certificate, and is not to be had")
-    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    key, certificate = folder / "key.pem", folder / "certificate.pem"
     command = [
         "openssl",
         "req",
@@ -332,21 +348,32 @@ async def test_a_server_is_believed_by_its_certificate(
     subprocess.run([*command, *names, "-keyout", key, "-out", certificate], check=True, capture_output=True)
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     tls.load_cert_chain(certificate, key)
-    server = Server()
-    runner = await server.start(tls)
-    try:
-        stranger = await opened(server.url)
-        with pytest.raises(Unavailable):
+    with HTTPServer(("127.0.0.1", 0), Answering) as server:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        try:
+            yield f"https://localhost:{server.server_address[1]}", certificate
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+async def test_a_server_is_believed_by_its_certificate(
+    opened: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """``AWS_CA_BUNDLE`` names whom to believe; without it, one that nobody knows is refused."""
+    with tls_server(tmp_path) as (url, certificate):
+        stranger = await opened(url)
+        with pytest.raises(Unavailable, match=r"cannot be reached.*certificate"):
             await stranger.call("GetItem", attempts=1)
-        assert not server.seen
         monkeypatch.setenv("AWS_CA_BUNDLE", str(certificate))
-        await (await opened(server.url)).call("GetItem")
-        assert len(server.seen) == 1
+        table = await opened(url)
+        assert await table.call("GetItem") == {}
+        await table.close()
         monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / "nowhere.pem"))
         with pytest.raises(ConfigError, match=r"nowhere\.pem"):
-            await opened(server.url)
-    finally:
-        await runner.cleanup()
+            await opened(url)
 
 
 async def test_a_closed_table_sends_nothing(server: Server, opened: Any) -> None:
@@ -405,6 +432,15 @@ async def test_what_others_answer_is_known_by_its_status(
     assert type(raised.value) is error
     assert len(server.seen) == attempts
     assert SECRET not in str(raised.value)
+
+
+async def test_a_redirect_is_not_followed(server: Server, opened: Any) -> None:
+    """DynamoDB sends none; whoever does is not to be shown what the table holds."""
+    table = await opened(server.url)
+    server.answers = [(307, b"", {"Location": f"{server.url}/elsewhere"})]
+    with pytest.raises(Unavailable, match="307"):
+        await table.call("PutItem", writes=True)
+    assert len(server.seen) == 1
 
 
 async def test_a_failed_condition_tells_what_is_there(server: Server, opened: Any) -> None:

@@ -25,8 +25,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from botocore.httpsession import get_cert_path
-
 from holdfast.backends.dynamodb import DynamoDBConfig
 from tests.servers.processes import Process, cannot_start, free_port, not_here
 
@@ -43,20 +41,9 @@ CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "secret-of-
 
 def config_for(endpoint: str, **settings: Any) -> DynamoDBConfig:
     """A table of its own, to be made at open; credentials in the environment."""
-    os.environ.update(CREDENTIALS, AWS_CA_BUNDLE=_one_authority())
+    os.environ.update(CREDENTIALS)
     given: dict[str, Any] = {"table": f"holdfast-{uuid.uuid4().hex[:12]}", "region": "us-east-1", "create": True}
     return DynamoDBConfig(endpoint=endpoint, **(given | settings))
-
-
-@functools.cache
-def _one_authority() -> str:
-    """A file for what no emulator needs, and each client reads: the SDK's own list would take it 20 ms."""
-    bundle = Path(get_cert_path(True)).read_text()
-    end = "-----END CERTIFICATE-----\n"
-    with tempfile.NamedTemporaryFile("w", prefix="holdfast-authority-", suffix=".pem", delete=False) as file:
-        file.write(bundle.partition(end)[0] + end)
-    atexit.register(os.unlink, file.name)
-    return file.name
 
 
 @functools.cache
