@@ -40,7 +40,7 @@ class Table:
         self._slots = asyncio.Semaphore(config.max_concurrency)
 
     async def open(self) -> None:
-        """Nothing is sent. Raises: `ConfigError`."""
+        """Nothing is sent. Raises: as `Sender.open`."""
         self._slots = asyncio.Semaphore(self._max_concurrency)  # of this event loop
         await self._sender.open()
 
