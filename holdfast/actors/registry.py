@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import threading
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -24,6 +23,7 @@ from holdfast.actors.actor import SessionActor
 from holdfast.actors.context import Subscriber
 from holdfast.actors.fan_in import FanIn
 from holdfast.actors.mailbox import Budget
+from holdfast.actors.room import Room
 from holdfast.actors.unit import Unit
 from holdfast.backends.base import LoadRequest, Snapshot
 from holdfast.backends.reader import Reader
@@ -116,11 +116,7 @@ class Registry:
         self.tick_us = round(config.janitor.touch_interval_s * 1_000_000)
         """Activity of reads is stored at most so late; well within the shortest TTL seen."""
         self._touched: set[SessionActor] = set()
-        self._room = Signal(new_ack)
-        """Set when a hot session may have come out of use."""
-        self._room_queue = anyio.Lock()
-        """Held by the first of those who wait for room."""
-        self._thread = threading.get_ident()
+        self._room = Room(self.budget, new_ack)
         self.schedule = writer.schedule
         self._reader = reader
         self._tasks = tasks
@@ -227,7 +223,7 @@ class Registry:
                 return self._install(SessionActor(self, snapshot.head, snapshot.state))
         finally:
             loads.discard(load)
-            self._room.set()
+            self._room.freed()
             if not loads and self._loads.get(session_id) is loads:
                 del self._loads[session_id]
         return await self._refresh(session_id)  # it was hot meanwhile, and may have changed
@@ -277,31 +273,21 @@ class Registry:
         Raises: `Overloaded` if every hot session stays in use for ``overload_wait_s``.
         """
         limits = self.config.actors
-        fewer = limits.max_hot_sessions - 1
-        if not self._room_queue.locked() and self._shrink_to(fewer):
+
+        def enough() -> bool:
+            return session_id in self.hot or self._shrink_to(limits.max_hot_sessions - 1)
+
+        if not self._room.awaited and enough():
             return
         with anyio.move_on_after(limits.overload_wait_s):
-            async with self._room_queue:
-                await self._shrunk_to(fewer, session_id)
-                return
-        # A subscription collected in another thread has told nobody.
-        if session_id not in self.hot and not self._shrink_to(fewer):
+            await self._room.wait_until(enough, self.store_touches, lambda: len(self.hot) * _REST_S)
+            return
+        if not enough():  # a subscription collected in another thread has told nobody
             raise Overloaded("max_hot_sessions", limit=limits.max_hot_sessions)
-
-    async def _shrunk_to(self, sessions: int, session_id: str | None) -> None:
-        """As `_shrink_to`, as soon as that is possible or the session is hot. For one task at a time."""
-        self._room = self.budget.emptied = Signal(self.new_ack)
-        try:
-            while session_id not in self.hot and not self._shrink_to(sessions):
-                self.store_touches()
-                await self._room.wait()
-                await anyio.sleep(len(self.hot) * _REST_S)
-        finally:
-            self.budget.emptied = None
 
     def look_for_room(self) -> None:
         """A session may have come out of use: whoever waits for room looks again."""
-        self._room.set()
+        self._room.freed()
 
     def _shrink_to(self, sessions: int) -> bool:
         """Passivate the coldest until so many are hot, and within the byte budget. False: they are in use."""
@@ -344,7 +330,7 @@ class Registry:
         self._drop_ring(actor)
         self._touched.discard(actor)
         self.subscribed.discard(actor)
-        self._room.set()
+        self._room.freed()
 
     def _drop_ring(self, actor: SessionActor) -> None:
         if actor.ring is not None:
@@ -394,9 +380,8 @@ class Registry:
             self.check_audience(actor)
 
     def subscription_collected(self) -> None:
-        """Whoever waits for room looks again, if this is the event loop's thread. It nearly always is."""
-        if threading.get_ident() == self._thread:
-            self._room.set()
+        """In whichever thread; its session may have come out of use."""
+        self._room.freed_by_collector()
 
     def check_audience(self, actor: SessionActor) -> None:
         """Let go of what is kept for subscribers, if there is none any more."""
@@ -405,7 +390,7 @@ class Registry:
             self._drop_ring(actor)
             self.subscribed.discard(actor)
             self.audience.set()
-            self._room.set()
+            self._room.freed()
 
     # What actors report (`ActorContext`)
 
@@ -481,7 +466,7 @@ class Registry:
             actor.fail_waiting(error)
             actor.stop()
             actor.wake_subscribers()
-        self._room.set()
+        self._room.freed()
 
     def statistics(self) -> RegistryStatistics:
         return RegistryStatistics(

@@ -95,7 +95,7 @@ async def test_who_waits_for_room_is_served_in_order(backend: FaultyBackend, clo
             await make_room("newcomer")
         assert served == ["first", "second", "newcomer"]
         assert registry.budget.emptied is None
-        assert not registry._room_queue.locked()
+        assert not registry._room.awaited
 
 
 async def test_activity_noted_while_somebody_waits_for_room_is_stored_at_once(
