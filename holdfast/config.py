@@ -71,7 +71,7 @@ class ActorConfig(_Section, frozen=True, kw_only=True):
     """Bytes in all mailboxes together."""
     max_hot_sessions: int = 10_000
     max_hot_bytes: int = 512 << 20
-    """State held in memory, all hot sessions together."""
+    """State, and events for subscribers, held in memory for all hot sessions together."""
     idle_s: float = 300.0
     """An actor unused for so long is passivated."""
     ring_events: int = 256
