@@ -236,6 +236,21 @@ async def test_value_that_cannot_be_stored_is_rejected(direct: Direct) -> None:
     assert await direct.head("s") == head
 
 
+async def test_queue_that_moves_is_no_exhaustion(make_backend: MakeBackend) -> None:
+    """P10: a burst of reads waits for its turn, for longer than ``pool_timeout_s`` in all."""
+    backend = await make_backend(pool_max=1, pool_timeout_s=0.4)
+    began, done = anyio.current_time(), list[Any]()
+
+    async def read() -> None:
+        done.append(await backend._run(lambda connection: connection.execute("SELECT pg_sleep(0.1)")))
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(8):
+            tasks.start_soon(read)
+    assert len(done) == 8
+    assert anyio.current_time() - began > 0.4
+
+
 async def test_exhausted_pool_says_so(make_backend: MakeBackend, clock: ManualClock) -> None:
     backend = await make_backend(pool_max=1, pool_timeout_s=0.1)
     async with anyio.create_task_group() as tasks:

@@ -266,6 +266,34 @@ async def test_cancelled_wait_for_a_standby_is_no_success(server: PostgresServer
             await backend.resolve(direct.last_marker)
 
 
+async def test_commit_let_go_without_a_standby_is_no_success(server: PostgresServer, clock: ManualClock) -> None:
+    """P1: the standby is dead, and an administrator empties the setting: all that wait go on, and nobody is warned."""
+    async with opened(server.url(), new_schema()) as make:
+        direct = Direct(await make(), clock)
+        head = await direct.create("s")
+        await sql(server.url(), "ALTER SYSTEM SET synchronous_standby_names = 'nobody'", fetch=False)
+        try:
+            await sql(server.url(), "SELECT pg_reload_conf()")
+            await anyio.sleep(0.3)
+            async with anyio.create_task_group() as tasks:
+
+                async def commit() -> None:
+                    with pytest.raises(OutcomeUnknown, match="standby"):
+                        await direct.commit(blind(head, events=[new_event("x")]), durability=Durability.REPLICATED)
+
+                tasks.start_soon(commit)
+                waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+                with anyio.fail_after(10):
+                    while not (await sql(server.url(), waiting))[0][0]:
+                        await anyio.sleep(0.01)
+                await sql(server.url(), "ALTER SYSTEM RESET synchronous_standby_names", fetch=False)
+                await sql(server.url(), "SELECT pg_reload_conf()")
+        finally:
+            await sql(server.url(), "ALTER SYSTEM RESET synchronous_standby_names", fetch=False)
+            await sql(server.url(), "SELECT pg_reload_conf()")
+        assert len(await direct.events(head)) == 1
+
+
 # --- hints -----------------------------------------------------------------------
 
 

@@ -48,12 +48,19 @@ class Committer:
         self._append: Final = names.sql(APPEND_STATEMENT)
 
     async def commit(self, connection: Connection, batch: Batch) -> list[Outcome]:
+        order, columns = await self._send(connection, batch)
+        if batch.durability is Durability.REPLICATED:
+            await _check_standbys(connection, OutcomeUnknown)
+        return _outcomes(order, columns)
+
+    async def _send(self, connection: Connection, batch: Batch) -> tuple[Sequence[int], Sequence[Any]]:
+        """The places of the writes, and the columns of their outcomes."""
         appended = append_columns(batch)
         if appended is not None:
             order, *columns = await _call(connection, self._append, (*_head(batch), *appended))
-            return _outcomes(order, columns)
+            return order, columns
         values, order = arguments(batch)
-        return _outcomes(order, await _call(connection, self._commit, values))
+        return order, await _call(connection, self._commit, values)
 
 
 async def _call(connection: Connection, statement: str, values: Sequence[Any]) -> Sequence[Any]:
@@ -93,6 +100,12 @@ def _replicated(connection: Connection, otherwise: type[StoreError]) -> Generato
         connection.remove_log_listener(hear)
     if given_up:
         raise otherwise("the wait for a standby was cancelled: it may not have the commit")
+
+
+async def _check_standbys(connection: Connection, otherwise: type[StoreError]) -> None:
+    """After a commit that waited for a standby: whoever empties that setting lets all go that wait, without a word."""
+    if not await connection.fetchval("SELECT current_setting('synchronous_standby_names') <> ''"):
+        raise otherwise("synchronous_standby_names is empty: no standby may have the commit")
 
 
 def arguments(batch: Batch) -> tuple[tuple[Any, ...], list[int]]:
@@ -235,8 +248,12 @@ async def resolve(connection: Connection, names: Names, marker: Marker, now_us: 
     """`Backend.resolve`: waits for the commit if it is under way; if it did not happen, it never will."""
     statement = names.sql("SELECT * FROM @resolve($1, $2, $3, $4)")
     with _replicated(connection, Unavailable):
-        order, *columns = await connection.fetchrow(statement, *marker, now_us)
-    return None if order is None else _outcomes(order, columns)
+        sync, order, *columns = await connection.fetchrow(statement, *marker, now_us)
+    if order is None:
+        return None
+    if sync == _SYNC[Durability.REPLICATED]:
+        await _check_standbys(connection, Unavailable)
+    return _outcomes(order, columns)
 
 
 async def forget_markers(connection: Connection, names: Names, writer: str | None, before_us: int) -> None:

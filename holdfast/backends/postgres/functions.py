@@ -247,8 +247,8 @@ $commit$""".replace("{parameters}", ", ".join(" ".join(parameter) for parameter 
 _RESOLVE: Final = """
 CREATE FUNCTION @resolve (
     p_writer text, p_lane int, p_flush bigint, p_now bigint,
-    OUT ordinals int[], OUT o_status int[], OUT o_version bigint[], OUT o_seq bigint[], OUT o_base_first bigint[],
-    OUT o_first bigint[]
+    OUT o_sync text, OUT ordinals int[], OUT o_status int[], OUT o_version bigint[], OUT o_seq bigint[],
+    OUT o_base_first bigint[], OUT o_first bigint[]
 ) LANGUAGE plpgsql AS $resolve$
 DECLARE
     v_marker @markers;
@@ -265,6 +265,7 @@ BEGIN
         IF v_marker.sync = 'on' AND current_setting('synchronous_standby_names') = '' THEN
             RAISE EXCEPTION 'synchronous_standby_names is empty' USING ERRCODE = '55000';
         END IF;
+        o_sync := v_marker.sync;
         ordinals := v_marker.ordinals;
         o_status := v_marker.status;
         o_version := v_marker.base_version;

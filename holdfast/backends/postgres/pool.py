@@ -36,6 +36,7 @@ class Pool:
         self._wait_s: Final = wait_s
         self._reply_timeout_s: Final = reply_timeout_s
         self._free: Final = asyncio.Semaphore(size)
+        self._freed_at = 0.0
         self._idle: list[tuple[Connection, float]] = []
         self._open: Final[set[Connection]] = set()
         self._running: Final[set[asyncio.Task[object]]] = set()
@@ -48,7 +49,7 @@ class Pool:
         for a connection is given up. ``commits``: an error after it began leaves its outcome open, if the error
         does not say otherwise.
 
-        Raises: `Overloaded` if no connection becomes free, and what driver errors mean.
+        Raises: `Overloaded` if no connection becomes free at all, and what driver errors mean.
         """
         if self._closed:
             raise StoreClosed("the store is closed")
@@ -77,11 +78,7 @@ class Pool:
         commits: bool,  # noqa: FBT001
         placed: asyncio.Event,
     ) -> T:
-        try:
-            async with asyncio.timeout(self._wait_s):
-                await self._free.acquire()
-        except TimeoutError as exc:
-            raise Overloaded("the pool of connections to PostgreSQL (pool_max)", limit=self._size) from exc
+        await self._wait_for_place()
         placed.set()
         try:
             with translated():
@@ -89,7 +86,30 @@ class Pool:
             with translated(sent=commits):
                 return await self._use(connection, function)
         finally:
+            self._freed_at = asyncio.get_running_loop().time()
             self._free.release()
+
+    async def _wait_for_place(self) -> None:
+        """In the order of the callers, for as long as places become free at all: a queue that moves is no exhaustion.
+
+        Raises: `Overloaded` if none has become free for ``wait_s``.
+        """
+        if not self._free.locked():
+            await self._free.acquire()
+            return
+        now = asyncio.get_running_loop().time
+        came_at = now()
+        place = asyncio.ensure_future(self._free.acquire())
+        try:
+            while not place.done():
+                left_s = max(came_at, self._freed_at) + self._wait_s - now()
+                if left_s <= 0:
+                    raise Overloaded("the pool of connections to PostgreSQL (pool_max)", limit=self._size)
+                await asyncio.wait([place], timeout=left_s)
+        except BaseException:
+            if not place.cancel():
+                self._free.release()
+            raise
 
     async def _use(self, connection: Connection, function: Callable[[Connection], Awaitable[T]]) -> T:
         healthy = True
