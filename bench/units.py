@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Literal, cast
-from unittest import mock
-
-from aiobotocore.session import AioSession  # type: ignore[import-untyped]
+from typing import Final, Literal
 
 from bench.competitors.base import Competitor, Place, Workload, check_stored
 from bench.competitors.dynamodb.each import PairEach, TransactionEach
@@ -18,6 +13,7 @@ from bench.figures import Bar, Figure, Section, paired
 from bench.payload import MESSAGE_JSON
 from bench.runner import Loop, Settings, isolated, run_on
 from bench.servers import place
+from tests.servers.http_proxy import HttpProxy
 
 __all__ = ["Way", "measure", "run"]
 
@@ -32,7 +28,6 @@ _LABELS: Final[dict[Way, str]] = {
 _BAR: Final = Bar(at_most=0.5)
 _WORKLOAD: Final = Workload(sessions=10, events_each=100)
 _QUICK_WORKLOAD: Final = Workload(sessions=3, events_each=10)
-_WRITES: Final = ("PutItem", "UpdateItem", "DeleteItem", "TransactWriteItems", "BatchWriteItem")
 
 
 def run(settings: Settings) -> list[Section]:
@@ -57,11 +52,10 @@ def run(settings: Settings) -> list[Section]:
 
 def measure(way: Way, loop: Loop, workload: Workload, folder: Path, *, url: str | None = None) -> float:
     """Write units per event, checked afterwards. Raises: `Void`, `NoServer`."""
-    with place("dynamodb", folder, url) as found:
-        measured = _competitor(way, found, workload)
+    with place("dynamodb", folder, url) as found, HttpProxy(found.url) as meter:
+        measured = _competitor(way, found._replace(url=meter.url), workload)
         fitting = loop if loop in measured.loops else measured.loops[0]
-        with _metered() as meter:
-            units = run_on(fitting, _spend, measured, meter)
+        units = run_on(fitting, _spend, measured, meter)
         check_stored(measured, workload)
     return units / workload.events
 
@@ -75,43 +69,13 @@ def _competitor(way: Way, found: Place, workload: Workload) -> Competitor:
     return HoldfastDynamoDB(found, workload._replace(burst=workload.events_each if way == "burst" else 1))
 
 
-async def _spend(competitor: Competitor, meter: _Meter) -> float:
-    """Of the appends alone, without what it cost to make the sessions."""
+async def _spend(competitor: Competitor, meter: HttpProxy) -> float:
+    """Of the appends alone, without what it cost to make the sessions, as the server's answers say."""
     try:
         await competitor.setup()
-        before = meter.units
+        meter.metered = True
         await competitor.run(None)
-        return meter.units - before
+        meter.metered = False
+        return meter.write_units
     finally:
         await competitor.close()
-
-
-class _Meter:
-    """Adds up what the server says that writes have cost."""
-
-    def __init__(self) -> None:
-        self.units: float = 0.0
-
-    def ask(self, params: dict[str, Any], **_: Any) -> None:
-        params["ReturnConsumedCapacity"] = "TOTAL"
-
-    def read(self, parsed: dict[str, Any], **_: Any) -> None:
-        consumed: Any = parsed.get("ConsumedCapacity", [])
-        by_table: Any = [consumed] if "CapacityUnits" in consumed else consumed  # a list if of a transaction
-        self.units += sum(float(each["CapacityUnits"]) for each in by_table)
-
-
-@contextmanager
-def _metered() -> Generator[_Meter]:
-    """All clients that the SDK makes meanwhile are on the meter, Holdfast's too."""
-    meter, session_type = _Meter(), cast("Any", AioSession)
-    create_client = session_type.create_client
-
-    def create_metered_client(session: Any, *args: Any, **kwargs: Any) -> Any:
-        for write in _WRITES:
-            session.register(f"before-parameter-build.dynamodb.{write}", meter.ask)
-            session.register(f"after-call.dynamodb.{write}", meter.read)
-        return create_client(session, *args, **kwargs)
-
-    with mock.patch.object(session_type, "create_client", create_metered_client):
-        yield meter

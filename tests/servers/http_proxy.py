@@ -55,7 +55,7 @@ _REFUSALS: Final = {
 
 
 _READS: Final = {"GetItem", "BatchGetItem", "Query"}
-_METERED: Final = _READS | {"PutItem", "DeleteItem", "BatchWriteItem", "TransactWriteItems"}
+_METERED: Final = _READS | {"PutItem", "UpdateItem", "DeleteItem", "BatchWriteItem", "TransactWriteItems"}
 
 
 class HttpFault:
@@ -93,8 +93,8 @@ class HttpProxy:
         """All that made requests so far, by the client's port."""
         self.metered = False
         """Ask for the capacity that each request consumes, and add it up."""
-        self.read_units = 0.0
-        self.write_units = 0.0
+        self.read_units: float = 0.0
+        self.write_units: float = 0.0
         self._endpoint: Final = endpoint
         self._idle_s: Final = idle_s
         self._faults: list[HttpFault] = []
