@@ -36,6 +36,8 @@ __all__ = ["SessionActor"]
 
 _log = structlog.stdlib.get_logger("holdfast.actor")
 
+_COMMITTED = Status.COMMITTED
+
 
 class SessionActor(Row):
     """One hot session. Not for use from outside the event loop it runs on."""
@@ -63,6 +65,7 @@ class SessionActor(Row):
         self.scheduled = False
         """In a lane's queue, or held by a flush."""
         self.ended = False
+        """The session is gone, or this actor passive: another one may be its owner."""
         self.restarting = False
         self.used = True
         """Since the registry's last look (for second-chance replacement)."""
@@ -180,9 +183,7 @@ class SessionActor(Row):
         return write, level, size
 
     def _take_lone(self, unit: Unit) -> tuple[SessionWrite, Durability, int]:
-        unit.taken = True
-        self._lone = unit
-        accepted_us = unit.accepted_us
+        unit.taken, self._lone, accepted_us = True, unit, unit.accepted_us
         write = self._write = SessionWrite(
             id=self.id,
             incarnation=self.incarnation,
@@ -244,7 +245,7 @@ class SessionActor(Row):
     def settle(self, outcome: Outcome) -> None:
         """The commit's outcome for the write of the last `take`."""
         status = outcome.status
-        if status is Status.COMMITTED:
+        if status is _COMMITTED:
             unit = self._lone
             if unit is not None and not self.subscribers:
                 self._lone_committed(unit, outcome)
@@ -281,9 +282,11 @@ class SessionActor(Row):
             self.last_seq = base_seq + len(unit.events or ())
         if self.first_seq < first_seq or outcome.base_first_seq < first_seq:
             self._first_raised(outcome)
-        self.active_us = max(self.active_us, unit.accepted_us)
+        active_us = unit.accepted_us
+        if self.active_us < active_us:  # noqa: PLR1730 - a call costs more than the rest of this
+            self.active_us = active_us
         if self.touched_us:
-            self._touches_stored(unit.accepted_us)
+            self._touches_stored(active_us)
         self._lone = self._write = None
         unit.version = base_version + 1
         unit.first_seq = base_seq + 1
@@ -484,10 +487,6 @@ class SessionActor(Row):
         """Let all who listen look again."""
         for subscriber in list(self.subscribers or ()):
             subscriber.wake()
-
-    def stop(self) -> None:
-        """The actor is passive now."""
-        self.ended = True
 
     @property
     def waits_for_state(self) -> bool:

@@ -73,7 +73,7 @@ class Recovery:
         self._history, delay_s = context.restart_policy.decide(self._history, context.clock.monotonic())
         if delay_s is None:
             _log.error("actor.gave_up", session_id=actor.id, crashes=len(self._history))
-            actor.stop()
+            actor.ended = True
             actor.fail_waiting(ActorCrashed(actor.id))
             context.gave_up(actor)
             actor.wake_subscribers()

@@ -320,7 +320,7 @@ class Registry:
 
     def _passivate(self, actor: SessionActor) -> None:
         self._drop(actor)
-        actor.stop()
+        actor.ended = True
         self._passivated += 1
 
     def _drop(self, actor: SessionActor) -> None:
@@ -426,7 +426,7 @@ class Registry:
         self.creating.discard(actor)
         hot = self.hot.get(actor.id)
         if hot is not None and hot.incarnation == actor.incarnation:
-            actor.stop()  # somebody has found the row already, and hydrated it
+            actor.ended = True  # somebody has found the row already, and hydrated it
         else:
             self._install(actor)
             self._shrink_to(self.config.actors.max_hot_sessions)
@@ -464,7 +464,7 @@ class Registry:
         self.hot.clear()
         for actor in actors:
             actor.fail_waiting(error)
-            actor.stop()
+            actor.ended = True
             actor.wake_subscribers()
         self._room.freed()
 

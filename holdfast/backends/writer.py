@@ -129,7 +129,7 @@ class Lane:
     def _gather(self, worker: _Worker) -> Part:
         """One write each from as many sources as a batch may hold, in round-robin order."""
         writer, ready = self._writer, self._ready
-        room, max_units = writer.max_batch_bytes, writer.config.max_session_units
+        room, bound, max_units = writer.max_batch_bytes, writer.max_write_bytes, writer.config.max_session_units
         part = Part([], [], Durability.MEMORY)
         sources, writes, level = part
         ids = worker.ids = set[str]()
@@ -142,12 +142,12 @@ class Lane:
                 later.append(source)  # another incarnation of the same id: one after the other
                 continue
             try:
-                write_of_turn = source.take(max_units, min(room, writer.max_write_bytes))
+                turn = source.take(max_units, bound if bound < room else room)  # noqa: FURB136 - a call a write
             except Exception as exc:
                 source.crashed(exc)
                 continue
-            if write_of_turn is not None:
-                write, needed, size = write_of_turn
+            if turn is not None:
+                write, needed, size = turn
                 ids.add(session_id)
                 sources.append(source)
                 writes.append(write)

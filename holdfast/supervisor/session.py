@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, ClassVar, TypeVar, overload
+from typing import Any, ClassVar, Final, TypeVar, overload
 
 from holdfast import codec
 from holdfast.actors.actor import SessionActor
@@ -20,6 +20,8 @@ from holdfast.supervisor.unit_of_work import EVENT_OVERHEAD, EventData, UnitOfWo
 __all__ = ["Session", "session_info"]
 
 T = TypeVar("T")
+
+_MEMORY: Final = Durability.MEMORY  # the member of an enumeration takes 0.1 µs to look up
 
 
 class Session:
@@ -280,7 +282,7 @@ class Session:
             accepted_us=now_us,
             size=len(event.raw) + EVENT_OVERHEAD,
             durability=level,
-            ack=engine.new_ack() if level is not Durability.MEMORY else self._ack(level, durability),
+            ack=engine.new_ack() if level is not _MEMORY else self._ack(level, durability),
             keys=0,
             events=(event,),
             only_events=True,
@@ -379,7 +381,7 @@ class Session:
 
     def _ack(self, level: Durability, asked: Durability | None) -> Any:
         """None (acknowledge on acceptance) only where the caller, or the settings, ask for "memory"."""
-        if level is Durability.MEMORY and (asked is not None or self._engine.config.durability is not None):
+        if level is _MEMORY and (asked is not None or self._engine.config.durability is not None):
             return None
         return self._engine.new_ack()
 
