@@ -70,7 +70,7 @@ def translate(exc: Exception, *, sent: bool = False) -> HoldfastError:
     if isinstance(exc, ssl.SSLCertVerificationError):
         return kind(f"the database's certificate is not trusted: {exc.verify_message}")
     if isinstance(exc, ssl.SSLError):
-        return kind(f"TLS with the database failed: {exc.reason or exc.strerror}")
+        return kind(f"TLS with the database failed: {getattr(exc, 'reason', None) or exc}")
     return kind(f"the connection to the database failed: {exc}")
 
 
