@@ -43,9 +43,9 @@ class SessionActor(Row):
     """One hot session. Not for use from outside the event loop it runs on."""
 
     __slots__ = (
-        "__weakref__", "_cautious", "_context", "_lone", "_recovery", "_taken", "_write", "barriers", "creating",
-        "ended", "exact", "head_exact", "mailbox", "news", "restarting", "ring", "scheduled", "state", "state_bytes",
-        "subscribers", "used",
+        "__weakref__", "_cautious", "_context", "_lone", "_recovery", "_schedule", "_taken", "_write", "barriers",
+        "creating", "ended", "exact", "head_exact", "mailbox", "news", "restarting", "ring", "scheduled", "state",
+        "state_bytes", "subscribers", "used",
     )  # fmt: skip
 
     def __init__(
@@ -53,6 +53,7 @@ class SessionActor(Row):
     ) -> None:
         super().__init__(head, exclusive=context.exclusive)
         self._context = context
+        self._schedule = context.schedule_of(head.id)
         self.state = state
         self.state_bytes = state_bytes(state)
         self.exact = True
@@ -108,14 +109,14 @@ class SessionActor(Row):
     def post(self, unit: Unit) -> None:
         """Accept a unit that the budget has admitted. Units are applied in the order of posts."""
         self.used = True
-        context, mailbox = self._context, self.mailbox
+        mailbox = self.mailbox
         mailbox.queue.append(unit)
-        context.budget.accept(mailbox, unit.size)
+        self._context.budget.accept(mailbox, unit.size)
         if unit.ack is None and not unit.touch_only:
             self.barriers += 1
         if not self.scheduled and not self.restarting:
             self.scheduled = True
-            context.schedule(self)
+            self._schedule(self)
 
     # Turns: called by the writer lane
 
@@ -379,7 +380,7 @@ class SessionActor(Row):
         self.scheduled = False
         if self.mailbox.queue and not self.restarting:
             self.scheduled = True
-            self._context.schedule(self)
+            self._schedule(self)
 
     def fail(self, error: Exception) -> None:
         """The write of the last `take` failed with ``error``; whether it is stored, the error says."""

@@ -13,7 +13,7 @@ class Row:
     """The head of a hot session: as committed, and with the activity that is not stored yet."""
 
     __slots__ = (
-        "_head", "active_us", "exclusive", "first_seq", "id", "incarnation", "last_seq", "shown_seq",
+        "_head", "active_us", "deadline_us", "exclusive", "first_seq", "id", "incarnation", "last_seq", "shown_seq",
         "touched_since_us", "touched_us", "version",
     )  # fmt: skip
 
@@ -30,6 +30,8 @@ class Row:
         self.shown_seq = 0
         """The newest event that a read has handed out: it may be stored, and its flush not settled yet."""
         self.active_us = head.active_us
+        self.deadline_us = head.deadline_us
+        """End of the absolute lifetime, which never changes."""
         self.touched_us = 0
         """Latest activity that is not stored yet; 0: none."""
         self.touched_since_us = 0
@@ -66,8 +68,7 @@ class Row:
 
     def ended_for_certain(self, at_us: int) -> bool:
         """Whether it has expired, and nobody can have prolonged it without this process's knowledge."""
-        deadline_us = self._head.deadline_us
-        if deadline_us is not None and deadline_us <= at_us:
+        if self.deadline_us is not None and self.deadline_us <= at_us:
             return True
         return self.exclusive and self.expired(at_us)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from typing import NamedTuple, Protocol, TypeVar
+from operator import attrgetter
+from typing import Final, NamedTuple, Protocol, TypeVar
 
 import anyio
 import structlog
@@ -21,6 +22,8 @@ __all__ = ["Counts", "Flusher", "Part", "WriteSource", "WriterParts"]
 _log = structlog.stdlib.get_logger("holdfast.writer")
 
 _T = TypeVar("_T")
+
+_events_of: Final = attrgetter("events")
 
 
 class WriteSource(Protocol):
@@ -148,7 +151,7 @@ class Flusher:
         counts.flushes += 1
         counts.writes += len(outcomes)
         counts.largest = max(counts.largest, len(outcomes))
-        counts.events += sum([len(write.events) for write in part.writes])
+        counts.events += sum(map(len, map(_events_of, part.writes)))
         for source, outcome in zip(part.sources, outcomes, strict=True):
             try:
                 source.settle(outcome)

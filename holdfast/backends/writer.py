@@ -204,16 +204,14 @@ class Writer:
         self.max_batch_sessions = min(config.max_batch_sessions, own_bound)
         self.max_batch_bytes = config.max_batch_bytes
         self.max_write_bytes = min(config.max_batch_bytes, capabilities.max_unit_bytes or config.max_batch_bytes)
-        self.schedule: Callable[[WriteSource], None] = self._schedule
-        """Queue a source for its next turn. Not while it is queued or taken already."""
         lanes = config.lanes or capabilities.preferred_lanes
         workers = 2 if capabilities.commits_queue else 1
         self.lanes = [Lane(self, range(number, lanes * workers, lanes)) for number in range(lanes)]
-        if lanes == 1:
-            self.schedule = self.lanes[0].schedule
+        self._schedules: list[Callable[[WriteSource], None]] = [lane.schedule for lane in self.lanes]
 
-    def _schedule(self, source: WriteSource) -> None:
-        self.lanes[hash(source.id) % len(self.lanes)].schedule(source)
+    def schedule_of(self, session_id: str) -> Callable[[WriteSource], None]:
+        """What queues a source of that id for its next turn. Not while it is queued or taken already."""
+        return self._schedules[hash(session_id) % len(self._schedules)]
 
     @property
     def idle(self) -> bool:

@@ -123,7 +123,7 @@ class Notifier:
                 return
             self._wake.clear()
             pending, self._pending = self._pending, set()
-            payloads = pack(self.instance, sorted(pending))
+            payloads = pack(self.instance, tuple(pending))
             statement = "SELECT pg_notify($1, p) FROM unnest($2::text[]) AS p"
             try:
                 await guarded(connection, connection.execute(statement, self._channel, payloads), self._timeout_s)
