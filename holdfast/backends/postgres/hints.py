@@ -31,6 +31,9 @@ _PER_MESSAGE: Final = 700
 """Incarnations in a payload, which must stay below 8,000 bytes."""
 _MAX_MESSAGES: Final = 8
 _ANYTHING: Final = "*"
+_MANY: Final = 64
+_PAUSE_S: Final = 0.01
+"""After a hint of many sessions: an instance that is so busy would spend a twentieth of its time on hints."""
 _RETRY_INITIAL_S: Final = 0.1
 _RETRY_MAX_S: Final = 5.0
 _PROBE_S: Final = 10.0
@@ -131,6 +134,8 @@ class Notifier:
                 self.tell(pending)
                 raise
             delays.reset()
+            if len(pending) >= _MANY:
+                await asyncio.sleep(_PAUSE_S)
 
 
 class Listener:
