@@ -24,8 +24,6 @@ Ts = TypeVarTuple("Ts")
 
 
 _HEAD_START_S: Final = 0.002
-_PASSES_TO_CLOSE: Final = 3
-"""Of an event loop: what TLS transports need, one over the other, from their abortion to their end."""
 
 
 class HeadStart:
@@ -111,8 +109,6 @@ async def _cancel_remaining() -> None:
     for task in remaining:
         task.cancel()
     await asyncio.gather(*remaining, return_exceptions=True)
-    for _ in range(_PASSES_TO_CLOSE):
-        await asyncio.sleep(0)
 
 
 def _drivers_context() -> contextvars.Context:
