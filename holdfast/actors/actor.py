@@ -16,7 +16,7 @@ import structlog
 
 from holdfast.actors.context import ActorContext, Subscriber
 from holdfast.actors.mailbox import Mailbox
-from holdfast.actors.merge import Turn, append_events, apply_state, seal, state_bytes
+from holdfast.actors.merge import Turn, acknowledge, append_events, apply_state, seal, state_bytes
 from holdfast.actors.recovery import Recovery
 from holdfast.actors.ring import Ring
 from holdfast.actors.row import Row
@@ -247,7 +247,9 @@ class SessionActor(Row):
         """The commit's outcome for the write of the last `take`."""
         status = outcome.status
         if status is _COMMITTED:
-            unit = self._lone
+            unit, write = self._lone, self._write
+            if write is not None and outcome.base_version < write.version:
+                self._rewind(outcome.base_version, outcome.base_seq, outcome.base_first_seq)
             if unit is not None and not self.subscribers:
                 self._lone_committed(unit, outcome)
             else:
@@ -337,6 +339,14 @@ class SessionActor(Row):
         if self.touched_us:
             self._touches_stored(write.active_us)
 
+    def _rewind(self, version: int, last_seq: int, first_seq: int) -> None:
+        """The store has lost what it had stored (a failover to a copy that was behind); it is right all the same."""
+        _log.error("session.rewound", session_id=self.id, known_version=self.version, stored_version=version)
+        self.version, self.last_seq, self.first_seq, self.shown_seq = version, last_seq, first_seq, 0
+        self.exact = self.head_exact = False
+        self.news += 1
+        self._context.rewound(self)
+
     def _first_raised(self, outcome: Outcome) -> None:
         self.first_seq = max(self.first_seq, outcome.first_seq)
         if outcome.base_first_seq < outcome.first_seq:
@@ -355,24 +365,8 @@ class SessionActor(Row):
             self._context.resized(delta)
 
     def _acknowledge(self, outcome: Outcome) -> None:
-        version, seq, first_seq, size = outcome.base_version, outcome.base_seq, outcome.base_first_seq, 0
-        for unit in self._taken:
-            size += unit.size
-            if not unit.touch_only:
-                version += 1
-            unit.version = version
-            if unit.events is not None:
-                unit.first_seq = seq + 1
-                seq += len(unit.events)
-            if unit.floor_seq:
-                floor_seq = min(unit.floor_seq, seq + 1)
-                unit.dropped_events = max(0, floor_seq - first_seq)
-                first_seq = max(first_seq, floor_seq)
-            ack = unit.ack
-            if ack is None:
-                self.barriers -= not unit.touch_only
-            elif not ack.done():
-                ack.set_result(None)
+        size, barriers = acknowledge(self._taken, outcome)
+        self.barriers -= barriers
         self._context.budget.release(self.mailbox, len(self._taken), size)
 
     def next_turn(self) -> None:
@@ -449,11 +443,13 @@ class SessionActor(Row):
 
     # What others did: loads and hints
 
-    def adopt(self, snapshot: Snapshot) -> None:
-        """Take over what was read from the store, unless this process knows better by now."""
+    def adopt(self, snapshot: Snapshot, asked_at: int | None = None) -> None:
+        """Take over what was read from the store, unless this process, at ``asked_at`` before, knows better by now."""
         head, state = snapshot.head, snapshot.state
         if head.version < self.version:
-            return
+            if self.version != asked_at:  # else all of that was stored before the read
+                return
+            self._rewind(head.version, head.last_seq, head.first_seq)
         if state is not None:
             self.state = state
             self._resize(state_bytes(state) - self.state_bytes)

@@ -22,6 +22,10 @@ class Subscriber(Protocol):
 
     def wake(self) -> None: ...
 
+    def rewound(self, last_seq: int) -> None:
+        """The store has lost all events after this one, and gives their numbers to others."""
+        ...
+
 
 class ActorContext(Protocol):
     """What an actor needs of its surroundings; the registry provides it."""
@@ -66,6 +70,10 @@ class ActorContext(Protocol):
 
     def look_for_room(self) -> None:
         """It may have come out of use, otherwise than by the settling of its last unit."""
+        ...
+
+    def rewound(self, actor: SessionActor) -> None:
+        """The store has lost the events after its ``last_seq``: let go of them, and tell who listens."""
         ...
 
     def grown(self, actor: SessionActor) -> None:

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from holdfast.actors.unit import StateView, Unit
-from holdfast.backends.base import NewEvent, SessionWrite, StateValue
+from holdfast.backends.base import NewEvent, Outcome, SessionWrite, StateValue
 from holdfast.config import Limits
 from holdfast.errors import LimitExceeded
 from holdfast.model import Durability
 
-__all__ = ["Turn", "append_events", "apply_state", "seal", "state_bytes"]
+__all__ = ["Turn", "acknowledge", "append_events", "apply_state", "seal", "state_bytes"]
 
 
 def _entry_bytes(key: str, raw: bytes) -> int:
@@ -148,3 +148,30 @@ def seal(write: SessionWrite, taken: Sequence[Unit]) -> Durability:
             level = unit.durability
     write.accepted_us = taken[0].accepted_us
     return level
+
+
+def acknowledge(taken: Sequence[Unit], outcome: Outcome) -> tuple[int, int]:
+    """Fill in what became of each unit of a committed write, and tell who waits.
+
+    Returns their size in bytes, and how many of them were acknowledged on acceptance.
+    """
+    version, seq, first_seq = outcome.base_version, outcome.base_seq, outcome.base_first_seq
+    size = barriers = 0
+    for unit in taken:
+        size += unit.size
+        if not unit.touch_only:
+            version += 1
+        unit.version = version
+        if unit.events is not None:
+            unit.first_seq = seq + 1
+            seq += len(unit.events)
+        if unit.floor_seq:
+            floor_seq = min(unit.floor_seq, seq + 1)
+            unit.dropped_events = max(0, floor_seq - first_seq)
+            first_seq = max(first_seq, floor_seq)
+        ack = unit.ack
+        if ack is None:
+            barriers += not unit.touch_only
+        elif not ack.done():
+            ack.set_result(None)
+    return size, barriers

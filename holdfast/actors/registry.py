@@ -68,9 +68,12 @@ class RegistryStatistics(msgspec.Struct, frozen=True, kw_only=True):
 class _Load:
     """A load under way. What ends or begins meanwhile is newer than what it may have read."""
 
-    __slots__ = ("begun", "ended", "reading")
+    __slots__ = ("actor", "begun", "ended", "reading", "version")
 
-    def __init__(self) -> None:
+    def __init__(self, actor: SessionActor | None) -> None:
+        self.actor = actor
+        """Who was hot when it was asked for, at ``version``."""
+        self.version = None if actor is None else actor.version
         self.begun: set[int] = set()
         self.ended: set[int] = set()
         self.reading = True
@@ -203,7 +206,7 @@ class Registry:
 
     async def _refresh(self, session_id: str, *, head_only: bool = False) -> SessionActor | None:
         """Load the session; bring its hot actor up to date, or make one."""
-        load = _Load()
+        load = _Load(self.hot.get(session_id))
         loads = self._loads.setdefault(session_id, set())
         loads.add(load)
         try:
@@ -243,7 +246,7 @@ class Registry:
             return None
         found = snapshot.head.incarnation if snapshot is not None else -1
         if snapshot is not None and found == actor.incarnation:
-            actor.adopt(snapshot)
+            actor.adopt(snapshot, load.version if load.actor is actor else None)
         elif found in load.ended:
             pass  # news of an earlier life
         elif found > actor.incarnation or actor.incarnation not in load.begun:
@@ -414,6 +417,11 @@ class Registry:
 
     def ring_resized(self, delta: int) -> None:
         self._ring_bytes += delta
+
+    def rewound(self, actor: SessionActor) -> None:
+        self._drop_ring(actor)
+        for subscriber in list(actor.subscribers or ()):
+            subscriber.rewound(actor.last_seq)
 
     def grown(self, actor: SessionActor) -> None:
         self._note_untrimmed(actor.id, actor.incarnation)

@@ -15,7 +15,7 @@ from holdfast.actors.actor import SessionActor
 from holdfast.actors.log import EventLog
 from holdfast.actors.registry import Registry
 from holdfast.backends.base import EventQuery
-from holdfast.errors import SessionNotFound
+from holdfast.errors import InvalidCursor, SessionNotFound
 from holdfast.model import Cursor, Event, Latest
 from holdfast.waiting import Ack, Signal
 
@@ -32,8 +32,8 @@ class Subscription:
     `close`, to stop keeping the session alive at once; otherwise that happens when it is collected.
 
     Raises while iterating: `SessionNotFound` once the session is deleted or expired; `EventGap` if
-    its place in the log has been trimmed; `InvalidCursor` at the start. A cancelled step can be taken
-    again: no event is lost by it.
+    its place in the log has been trimmed; `InvalidCursor` at the start, or ("ahead") where the store has
+    lost events that were read already. A cancelled step can be taken again: no event is lost by it.
     """
 
     def __init__(
@@ -119,6 +119,7 @@ class Subscription:
             actor = await self._start()
             waker = self._waker
             assert waker is not None
+            self._check_position(waker)
             if self._seq < actor.last_seq:
                 await self._fetch(actor)
                 if self._page:
@@ -133,6 +134,12 @@ class Subscription:
                 if actor.expired(self._log.registry.clock.now_us()):
                     raise SessionNotFound(self._session_id)
 
+    def _check_position(self, waker: _Waker) -> None:
+        """Raises: `InvalidCursor` if events that were read are lost: what gets their numbers would be skipped."""
+        last_seq, waker.rewound_to = waker.rewound_to, None
+        if last_seq is not None and self._seq > last_seq:
+            raise InvalidCursor(str(Cursor(self._incarnation, self._seq, self._stream or "")), "ahead")
+
     async def _fetch(self, actor: SessionActor) -> None:
         """Read on from the ring if it holds what comes next, else from the store.
 
@@ -146,7 +153,11 @@ class Subscription:
                 events = [event for event in events if event.stream == self._stream]
         else:
             query = EventQuery(actor.id, actor.incarnation, self._seq, self._stream, _PAGE_EVENTS, _PAGE_BYTES)
+            known_seq = actor.last_seq
             page = await self._log.page(actor, query, cursor=self._cursor())
+            if page.last_seq < known_seq:  # events are lost, and the actor does not know it yet
+                await self._log.registry.refresh_head(self._session_id)
+                return
             events, scanned_seq = page.events, page.scanned_seq
         self._page, self._next = events, 0
         self._seq = scanned_seq
@@ -166,10 +177,15 @@ class _Waker:
     def __init__(self, registry: Registry, actor: SessionActor, new_ack: Callable[[], Ack]) -> None:
         self.actor = actor
         self.changed = Signal(new_ack)
+        self.rewound_to: int | None = None
         self._registry = registry
         registry.subscribe(actor, self)
 
     def wake(self) -> None:
+        self.changed.set()
+
+    def rewound(self, last_seq: int) -> None:
+        self.rewound_to = last_seq if self.rewound_to is None else min(last_seq, self.rewound_to)
         self.changed.set()
 
     def detach(self) -> None:

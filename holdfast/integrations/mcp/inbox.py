@@ -19,10 +19,10 @@ from anyio.abc import TaskGroup
 from mcp_types import JSONRPCError, JSONRPCMessage, JSONRPCNotification, JSONRPCResponse, jsonrpc_message_adapter
 from pydantic import ValidationError
 
-from holdfast.errors import EventGap, HoldfastError, SessionError, StoreError
+from holdfast.errors import EventGap, HoldfastError, InvalidCursor, SessionError, StoreError
 from holdfast.integrations.mcp.keys import INBOX, MESSAGE, QUESTION_KEY, REQUEST_KEY
 from holdfast.integrations.mcp.requests import RequestLog
-from holdfast.model import Cursor, Event
+from holdfast.model import LATEST, Cursor, Event, Latest
 
 if TYPE_CHECKING:
     from holdfast.supervisor.session import Session
@@ -113,17 +113,22 @@ class Inbox:
         await self.remove_records()
 
     async def _read_on(self, seq: int) -> None:
+        after: str | Latest = str(Cursor(self._session.incarnation, seq, INBOX))
         while True:
-            after = str(Cursor(self._session.incarnation, seq, INBOX))
             try:
                 async with self._session.subscribe(after=after, stream=INBOX) as events:
                     async for event in events:
-                        seq = event.seq
+                        after = event.id
                         await self._take(event)
                 return
             except EventGap as exc:
                 _log.warning("mcp.inbox_trimmed", session=self._session.id)
-                seq = Cursor.parse(exc.first_id).seq - 1 if exc.first_id else seq
+                if exc.first_id is not None:
+                    first = Cursor.parse(exc.first_id)
+                    after = str(first._replace(seq=first.seq - 1, stream=INBOX))
+            except InvalidCursor:
+                _log.warning("mcp.inbox_lost", session=self._session.id)
+                after = LATEST  # the store has lost what was read of it
             except (SessionError, anyio.BrokenResourceError, anyio.ClosedResourceError):
                 return  # nobody is left to deliver to
             except StoreError as exc:

@@ -20,7 +20,7 @@ import anyio
 import structlog
 from mcp_types import ErrorData, JSONRPCError, RequestId
 
-from holdfast.errors import Conflict, SessionError, StoreError
+from holdfast.errors import Conflict, InvalidCursor, SessionError, StoreError
 from holdfast.integrations.mcp.keys import PRIMING, QUESTION_KEY, REQUEST_KEY, RESPONSE
 from holdfast.integrations.mcp.lease import Lease
 from holdfast.model import Cursor
@@ -176,7 +176,7 @@ class RequestLog:
                     return
             except Conflict:
                 continue
-            except SessionError:
+            except (SessionError, InvalidCursor):  # gone, or the store has lost the cursor's place
                 return
             except StoreError as exc:
                 _log.warning("mcp.lost_request_check_failed", session=self._session.id, error=repr(exc))
