@@ -174,7 +174,7 @@ class Flusher:
                 try:
                     return await self._attempt(part, marker)
                 except OutcomeUnknown as exc:
-                    outcomes = await self._resolve(marker, exc)
+                    outcomes = await self._resolve(part, marker, exc)
                     if outcomes is not None:
                         return outcomes
                     if isinstance(exc, _BackendCrashed):
@@ -213,12 +213,11 @@ class Flusher:
         except Exception as exc:
             _log.error("backend.commit_crashed", exc_info=exc)
             raise _BackendCrashed(f"the backend failed in a way it does not document: {exc!r}") from exc
-        if len(outcomes) != len(part.writes):
-            raise _BackendCrashed(f"the backend gave {len(outcomes)} outcomes for {len(part.writes)} writes")
+        _check_count(part, outcomes)
         writer.breaker.success()
         return outcomes
 
-    async def _resolve(self, marker: Marker, unknown: OutcomeUnknown) -> list[Outcome] | None:
+    async def _resolve(self, part: Part, marker: Marker, unknown: OutcomeUnknown) -> list[Outcome] | None:
         """Ask until the store answers. Raises: ``unknown`` if it does not, for ``retry_for_s``."""
         writer = self._writer
         backoff = self._backoff()
@@ -226,17 +225,26 @@ class Flusher:
             try:
                 with anyio.fail_after(writer.config.read_timeout_s):
                     outcomes = await writer.backend.resolve(marker)
+                if outcomes is not None:
+                    _check_count(part, outcomes)
             except Exception as exc:  # bugs of the backend too: the lane must live
                 writer.breaker.failure(exc)
                 if not await backoff.wait():
                     raise unknown from exc
             else:
+                if outcomes is not None:  # else the commit has failed, whatever can be read
+                    writer.breaker.success()
                 self._counts.resolved += 1
                 _log.warning("writer.outcome_resolved", lane=self._number, committed=outcomes is not None)
                 return outcomes
 
     def _backoff(self) -> _Backoff:
         return _Backoff(self._writer.config, self._writer.clock, self._writer.breaker)
+
+
+def _check_count(part: Part, outcomes: list[Outcome]) -> None:
+    if len(outcomes) != len(part.writes):
+        raise _BackendCrashed(f"the backend gave {len(outcomes)} outcomes for {len(part.writes)} writes")
 
 
 def _tell(source: WriteSource, method: Callable[[_T], None], argument: _T) -> None:
