@@ -439,7 +439,10 @@ class SessionActor(Row):
         """Take a unit off the books without a commit."""
         if unit.ack is None:
             self.barriers -= not unit.touch_only
-        self._context.budget.drop(self.mailbox, unit.size)
+        if unit.withdrawn:  # its caller knows
+            self._context.budget.release(self.mailbox, 1, unit.size)
+        else:
+            self._context.budget.drop(self.mailbox, unit.size)
 
     # What others did: loads and hints
 

@@ -68,6 +68,8 @@ class Reader:
         self._breaker.check()
         if len(self._waiting) >= self._max_waiting:
             await self._wait_for_room()
+            if self._closed is not None:
+                raise copy_for_caller(self._closed)
         load = _Load(request, self._new_ack())
         self._waiting.append(load)
         if self._idle_ack is not None and not self._idle_ack.done():
@@ -130,6 +132,7 @@ class Reader:
             if not load.ack.done():
                 load.ack.set_exception(copy_for_caller(error))
         self._waiting.clear()
+        self._room.set()
 
     def _fail(self, batch: list[_Load], error: Exception) -> None:
         reason = "no answer in time" if isinstance(error, TimeoutError) else str(error)

@@ -357,6 +357,20 @@ async def test_a_flush_that_ends_well_after_the_deadline_is_not_reported(clock: 
     assert 0 < report.bytes < 200
 
 
+async def test_what_was_withdrawn_is_not_reported(clock: ManualClock) -> None:
+    """Its caller has given it up, and knows that it is not stored."""
+    backend = FaultyBackend(MemoryBackend())
+    async with Supervisor(backend, Config(drain_timeout_s=0.01), clock=clock) as store:
+        session = await store.create("s")
+        hold = backend.inject(FaultKind.HELD)
+        await session.append("held", durability=Durability.MEMORY)
+        await hold.struck()
+        with pytest.raises(DeadlineExceeded):
+            await session.append("given up", deadline_s=0.01)
+        report = await store.close()
+    assert (report.sessions, report.units) == (1, 1)
+
+
 async def test_activity_that_cannot_be_stored_is_told_once(clock: ManualClock) -> None:
     """Of many sessions: the first error, when all are decided; no other is left for nobody to hear."""
     data = MemoryData()
