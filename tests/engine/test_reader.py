@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 import anyio
 import pytest
 
@@ -30,11 +28,11 @@ def config(*, overload_wait_s: float) -> Config:
 
 
 @pytest.fixture
-async def told(backend: FaultyBackend) -> AsyncIterator[dict[str, object]]:
+async def told(backend: FaultyBackend) -> dict[str, object]:
     async with Supervisor(backend) as store:
         for name in NAMES:
             await store.create(name)
-    yield {}
+    return {}
 
 
 async def look(store: Supervisor, name: str, told: dict[str, object]) -> None:
