@@ -5,13 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import anyio.lowlevel
+import msgspec
 import pytest
 
+from holdfast.config import WriterConfig
 from holdfast.integrations.mcp import REQUEST_LOST
 from holdfast.integrations.mcp.keys import HANDSHAKE_KEY, REQUEST_KEY
 from holdfast.model import Cursor
 from holdfast.supervisor.session import Session
-from tests.integrations.harness import PATH, Events, call, headers, initialize, message, resumed, tool_call
+from holdfast.testing import FaultKind, touches
+from tests.integrations.harness import CONFIG, PATH, Events, call, headers, initialize, message, resumed, tool_call
 from tests.integrations.test_streams import begin, progress
 
 pytestmark = pytest.mark.anyio
@@ -92,6 +95,25 @@ async def test_a_request_that_lives_elsewhere_is_left_alone(start: Any, gate: An
         assert progress([await anext(events)]) == [2]
         (response,) = await events.rest()
     assert response.data["result"]["structuredContent"] == {"result": "finished"}
+
+
+async def test_a_session_that_cannot_be_kept_leaves_the_others_alive(start: Any, gate: Any, clock: Any) -> None:
+    """Its lane waits for an answer of the store, and theirs do not."""
+    a, b = await start(config=msgspec.structs.replace(CONFIG, writer=WriterConfig(lanes=2))), await start()
+    lanes = dict[Any, str]()
+    while len(lanes) < 2:
+        session_id = await initialize(a.http)
+        lanes[a.store._engine.writer.schedule_of(session_id)] = session_id
+    stuck, well = lanes.values()
+    await begin(a.http, stuck, gate, 1, of=2)
+    seen = await begin(a.http, well, gate, 1, of=2)
+    hold = a.backend.inject(FaultKind.HELD, when=touches(stuck))
+    async with resumed(b.http, well, seen[-1].id) as events:
+        await clock.advance(LEASE_S * 3)
+        assert hold.hits
+        gate.let(2)
+        assert progress([await anext(events)]) == [2]
+    hold.release()
 
 
 async def test_a_start_under_another_name_declares_nothing_lost(start: Any, gate: Any) -> None:

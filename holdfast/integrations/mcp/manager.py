@@ -115,6 +115,8 @@ class HoldfastSessionManager(ManagerSeam):
         self._live: dict[str, LiveSession] = {}
         self._cut_off: list[SessionEventStore] = []
         """Of servers that ended with the manager, with something under way."""
+        self._kept: set[LiveSession] = set()
+        """Those that are being kept alive at this moment."""
         self._starting = anyio.Lock()
 
     @asynccontextmanager
@@ -140,15 +142,22 @@ class HoldfastSessionManager(ManagerSeam):
         return SessionEventStore(session, self.lease)
 
     async def _keep_alive(self) -> None:
-        """Prolong the lease where something is under way, and so keep those sessions."""
-        while True:
-            await self.lease.pause()
-            async with anyio.create_task_group() as tasks:
+        """Prolong the lease where something is under way, and so keep those sessions. None waits for another."""
+        async with anyio.create_task_group() as tasks:
+            while True:
+                await self.lease.pause()
                 for live in list(self._live.values()):
-                    if live.events.under_way:
+                    if live.events.under_way and live not in self._kept:
+                        self._kept.add(live)
                         tasks.start_soon(self._keep, live)
 
     async def _keep(self, live: LiveSession) -> None:
+        try:
+            await self._keep_session(live)
+        finally:
+            self._kept.discard(live)
+
+    async def _keep_session(self, live: LiveSession) -> None:
         """What takes long is kept alive, and may be cancelled through another instance."""
         if live.events.requests.running:
             live.transport.hold()
