@@ -256,7 +256,7 @@ def test_a_copy_that_is_killed_goes_on(call: Call, large: str) -> None:
     assert query("target.db", "SELECT count(*) FROM events")[0] == total
     assert shown(call, TARGET) == shown(call, large)
     # Killed processes leave their last marker; a server forgets it after a day.
-    assert query("target.db", "SELECT count(*) FROM markers")[0] <= KILLS
+    assert query("target.db", "SELECT count(*) FROM markers")[0] <= 2 * KILLS
 
 
 def test_a_copy_is_interrupted_quietly(call: Call, large: str) -> None:
