@@ -119,11 +119,19 @@ async def test_wrong_address_is_named(url: str, field: str) -> None:
         "%2Fvar%2Frun%2F" + "a" * 70 + "/postgres",
         "[::1]:1/postgres",
         "/postgres?host=127.0.0.1,127.0.0.1&port=1,2",
+        "127.0.0.1:1,[::1]:2,127.0.0.1/postgres",
     ],
 )
 async def test_unusual_addresses_are_left_to_the_driver(place: str) -> None:
     with pytest.raises(Unavailable):
         await create_backend(f"postgresql://u:{PASSWORD}@{place}").open()
+
+
+async def test_the_first_of_several_hosts_that_answers(schema: str) -> None:
+    """As `libpq` takes them: each with its own port."""
+    before, _, place = shared_url().rpartition("@")
+    async with opened(f"{before}@127.0.0.1:1,{place}", schema) as make:
+        assert (await (await make()).describe())["backend"] == "postgres"
 
 
 async def test_pooler_is_found_out(schema: str) -> None:
