@@ -21,7 +21,7 @@ from holdfast.errors import OutcomeUnknown, Unavailable
 from holdfast.model import Durability
 from holdfast.testing import ManualClock
 from holdfast.testing.contract.direct import Direct, blind, creation, new_event, new_head, texts
-from tests.backends.redis_support import abused_server, behind, proxied
+from tests.backends.redis.faults.support import abused_server, behind, proxied
 from tests.servers.proxy import TcpProxy
 from tests.servers.valkey import ALWAYS, ValkeyServer, new_prefix, own_server
 

@@ -22,7 +22,7 @@ from holdfast.errors import DeadlineExceeded, HoldfastError, OutcomeUnknown, Sto
 from holdfast.supervisor.session import Session
 from holdfast.testing import ManualClock
 from holdfast.testing.contract.direct import Direct, blind, new_event
-from tests.backends.postgres_support import MakeBackend, opened, sql
+from tests.backends.postgres.support import MakeBackend, opened, sql
 from tests.servers.postgres import (
     PASSWORD,
     SAFE,

@@ -15,7 +15,7 @@ from holdfast.backends.postgres import PostgresBackend, upkeep
 from holdfast.errors import Unavailable
 from holdfast.testing import ManualClock
 from holdfast.testing.contract.direct import Direct, blind, creation, new_event, new_head
-from tests.backends.postgres_support import MakeBackend, opened, sql
+from tests.backends.postgres.support import MakeBackend, opened, sql
 from tests.servers.postgres import new_schema, shared_url
 
 SECOND = 1_000_000

@@ -18,7 +18,7 @@ from holdfast.backends.postgres.commit import Committer
 from holdfast.backends.postgres.names import Names
 from holdfast.testing import ManualClock
 from holdfast.testing.contract.direct import Direct, blind, creation, new_event, new_head, texts
-from tests.backends.postgres_support import MakeBackend, batch_of, opened, sql
+from tests.backends.postgres.support import MakeBackend, batch_of, opened, sql
 from tests.servers.postgres import new_schema, shared_url
 
 SECOND = 1_000_000

@@ -16,7 +16,7 @@ from holdfast.errors import OutcomeUnknown, Overloaded, Rejected, StoreError, Un
 from holdfast.model import Durability
 from holdfast.testing import ManualClock
 from holdfast.testing.contract.direct import Direct, blind, creation, fenced, new_event, new_head, texts
-from tests.backends.postgres_support import MakeBackend, batch_of, opened, sql
+from tests.backends.postgres.support import MakeBackend, batch_of, opened, sql
 from tests.servers.postgres import new_schema, port_of, shared_url, with_port
 from tests.servers.proxy import TcpProxy
 

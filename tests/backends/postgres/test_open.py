@@ -23,7 +23,7 @@ from holdfast.errors import ConfigError, HoldfastError, OutcomeUnknown, Rejected
 from holdfast.model import Durability
 from holdfast.testing import ManualClock
 from holdfast.testing.contract.direct import Direct, blind
-from tests.backends.postgres_support import MakeBackend, opened, sql
+from tests.backends.postgres.support import MakeBackend, opened, sql
 from tests.servers.postgres import PASSWORD, SAFE, new_schema, own_server, shared_url
 from tests.servers.processes import free_port
 

@@ -15,7 +15,7 @@ from holdfast.backends.redis import RedisBackend
 from holdfast.errors import OutcomeUnknown, Unavailable
 from holdfast.testing import ManualClock
 from holdfast.testing.contract.direct import Direct, blind, new_event, texts
-from tests.backends.redis_support import abused_server, behind, proxied
+from tests.backends.redis.faults.support import abused_server, behind, proxied
 from tests.servers.proxy import TcpProxy
 from tests.servers.valkey import ValkeyServer, new_prefix, packed
 
