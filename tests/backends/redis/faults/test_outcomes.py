@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import anyio
@@ -21,35 +21,12 @@ from holdfast.errors import OutcomeUnknown, Unavailable
 from holdfast.model import Durability
 from holdfast.testing import ManualClock
 from holdfast.testing.contract.direct import Direct, blind, creation, new_event, new_head, texts
-from tests.backends.redis.faults.support import abused_server, behind, proxied
 from tests.servers.proxy import TcpProxy
 from tests.servers.valkey import ALWAYS, ValkeyServer, new_prefix, own_server
 
 pytestmark = pytest.mark.anyio
 
 SECOND = 1_000_000
-
-
-@pytest.fixture(params=["one server", "cluster"])
-def server(request: pytest.FixtureRequest) -> ValkeyServer:
-    return abused_server(request.param)
-
-
-@pytest.fixture
-def proxy(server: ValkeyServer) -> Iterator[TcpProxy]:
-    with proxied(server) as proxy:
-        yield proxy
-
-
-@pytest.fixture
-async def backend(proxy: TcpProxy) -> AsyncIterator[RedisBackend]:
-    async with behind(proxy) as backend:
-        yield backend
-
-
-@pytest.fixture
-def direct(backend: RedisBackend, clock: ManualClock) -> Direct:
-    return Direct(backend, clock)
 
 
 def is_script(data: bytes) -> bool:
