@@ -274,6 +274,13 @@ def _offset(server: ValkeyServer) -> bytes:
     return server.command("INFO", "replication").partition(b"master_repl_offset:")[2].split()[0]
 
 
+async def replicated(primary: ValkeyServer, replica: ValkeyServer) -> None:
+    """Wait until the replica has everything."""
+    with anyio.fail_after(20):
+        while b"link_status:up" not in replica.command("INFO") or _offset(primary) != _offset(replica):
+            await anyio.sleep(0.02)
+
+
 async def test_failover(clock: ManualClock) -> None:
     """READONLY: the primary was demoted, and its name leads to another server."""
     settings = {**ALWAYS, "repl-diskless-sync-delay": "0"}
@@ -284,9 +291,7 @@ async def test_failover(clock: ManualClock) -> None:
         try:
             direct = Direct(backend, clock)
             head = await direct.append(await direct.create("s"), "a")
-            with anyio.fail_after(20):
-                while b"link_status:up" not in second.command("INFO") or _offset(first) != _offset(second):
-                    await anyio.sleep(0.02)
+            await replicated(first, second)
             second.command("REPLICAOF", "NO", "ONE")
             first.command("REPLICAOF", "127.0.0.1", str(second.port))
             name._target = ("127.0.0.1", second.port)  # type: ignore[misc]
@@ -314,9 +319,7 @@ async def test_failover_to_a_replica_that_lacks_the_last_writes(clock: ManualClo
         try:
             direct = Direct(backend, clock)
             head = await direct.append(await direct.create("s"), "a")
-            with anyio.fail_after(20):
-                while b"link_status:up" not in second.command("INFO") or _offset(first) != _offset(second):
-                    await anyio.sleep(0.02)
+            await replicated(first, second)
             replication.black_hole()
             assert texts(await direct.events(await direct.append(head, "lost"))) == ["a", "lost"]
             LosesReply(name, then_refuse=True)
