@@ -7,6 +7,8 @@ import pytest
 from holdfast.backends.memory import MemoryBackend, MemoryData
 from holdfast.testing import FaultyBackend
 
+pytest.register_assert_rewrite("tests.engine.compared")
+
 
 @pytest.fixture
 def backend() -> FaultyBackend:
