@@ -87,7 +87,7 @@ class ComparedMachine(RuleBasedStateMachine):
         self.portal = self._resources.enter_context(anyio.from_thread.start_blocking_portal(self.loop))
         self.clock = ManualClock()
         self.model = PlainStore(MAX_EVENTS)
-        self.touched = set[str]()
+        self.touched: set[str] = set()
         """Sessions to compare after this step."""
         self._check = self.make_backend()
         self.portal.call(self._check.open)

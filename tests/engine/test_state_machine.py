@@ -11,7 +11,6 @@ import os
 from typing import Any
 
 import anyio
-import anyio.from_thread
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
