@@ -13,11 +13,11 @@ import pytest
 from holdfast.backends.base import Batch, Outcome
 from holdfast.backends.memory import MemoryBackend
 from holdfast.codec import decode
-from holdfast.config import Config, WriterConfig
 from holdfast.errors import HoldfastError, Rejected, Unavailable
 from holdfast.model import Durability
 from holdfast.supervisor.supervisor import Supervisor
 from holdfast.testing import FaultKind, FaultyBackend, ManualClock, touches
+from tests.engine.writing import drained, open_store
 
 pytestmark = pytest.mark.anyio
 
@@ -54,16 +54,6 @@ class Recorder(FaultyBackend):
 @pytest.fixture
 def backend() -> Recorder:
     return Recorder()
-
-
-def open_store(backend: Recorder, clock: ManualClock, **writer: Any) -> Supervisor:
-    return Supervisor(backend, Config(ttl_s=None, writer=WriterConfig(**writer)), clock=clock)
-
-
-async def drained(store: Supervisor) -> None:
-    with anyio.fail_after(PATIENCE_S):
-        while not store._engine.idle:
-            await anyio.lowlevel.checkpoint()
 
 
 async def outcome_of(call: Awaitable[Any], outcomes: dict[Any, Any], key: Any) -> None:

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from typing import Any
 
 import anyio
 import pytest
 
 from holdfast.backends.base import Batch, Outcome
 from holdfast.backends.memory import MemoryBackend
-from holdfast.config import Config, WriterConfig
 from holdfast.model import Durability
 from holdfast.supervisor.session import Session
 from holdfast.supervisor.supervisor import Supervisor
 from holdfast.testing import Fault, FaultKind, FaultyBackend, ManualClock
+from tests.engine.writing import drained, open_store
 
 pytestmark = pytest.mark.anyio
 
 LATER = Durability.MEMORY
-PATIENCE_S = 10
 SLOW_S = 0.05
 
 
@@ -51,16 +49,6 @@ class Parallel(FaultyBackend):
 @pytest.fixture
 def backend() -> Parallel:
     return Parallel()
-
-
-def open_store(backend: Parallel, clock: ManualClock, **writer: Any) -> Supervisor:
-    return Supervisor(backend, Config(ttl_s=None, writer=WriterConfig(**writer)), clock=clock)
-
-
-async def drained(store: Supervisor) -> None:
-    with anyio.fail_after(PATIENCE_S):
-        while not store._engine.idle:
-            await anyio.lowlevel.checkpoint()
 
 
 async def append_to(sessions: list[Session], clock: ManualClock) -> None:
@@ -101,7 +89,7 @@ async def test_side_by_side_they_have_markers_of_their_own(backend: Parallel, cl
         sessions = [await store.create(f"s{number}") for number in range(3)]
         await drained(store)
         backend.asked.clear()
-        holds = []
+        holds: list[Fault] = []
         for session in sessions:
             holds.append(backend.inject(FaultKind.HELD))
             await append_to([session], clock)
@@ -164,7 +152,7 @@ async def test_with_every_lane_busy_the_next_waits_for_any(backend: Parallel, cl
         sessions = [await store.create(f"s{number}") for number in range(3)]
         await drained(store)
         backend.asked.clear()
-        holds = []
+        holds: list[Fault] = []
         for session in sessions[:2]:
             holds.append(backend.inject(FaultKind.HELD))
             await append_to([session], clock)

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import anyio
 import msgspec
 import pytest
 
 from holdfast.backends.base import Batch, Capabilities, Marker, Outcome
 from holdfast.backends.memory import MemoryBackend
-from holdfast.config import Config, WriterConfig
+from holdfast.config import Config
 from holdfast.errors import HoldfastError, Rejected
 from holdfast.model import Durability
 from holdfast.supervisor.session import Session
 from holdfast.supervisor.supervisor import Supervisor
 from holdfast.testing import Fault, FaultKind, FaultyBackend, ManualClock, touches
+from tests.engine.writing import drained, open_store
 
 pytestmark = pytest.mark.anyio
 
@@ -56,16 +55,6 @@ class Queueing(FaultyBackend):
 @pytest.fixture
 def backend() -> Queueing:
     return Queueing()
-
-
-def open_store(backend: Queueing, clock: ManualClock, **writer: Any) -> Supervisor:
-    return Supervisor(backend, Config(ttl_s=None, writer=WriterConfig(**writer)), clock=clock)
-
-
-async def drained(store: Supervisor) -> None:
-    with anyio.fail_after(PATIENCE_S):
-        while not store._engine.idle:
-            await anyio.lowlevel.checkpoint()
 
 
 async def append_to(sessions: list[Session], value: str, clock: ManualClock) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator
 from typing import Any
 
 import anyio
@@ -23,22 +22,11 @@ from holdfast.errors import ConfigError, HoldfastError, OutcomeUnknown, Rejected
 from holdfast.model import Durability
 from holdfast.testing import ManualClock
 from holdfast.testing.contract.direct import Direct, blind
-from tests.backends.postgres_support import MakeBackend, opened, sql
-from tests.servers.postgres import PASSWORD, SAFE, new_schema, own_server, shared_url
+from tests.backends.postgres.support import MakeBackend, opened, sql
+from tests.servers.postgres import PASSWORD, SAFE, own_server, shared_url
 from tests.servers.processes import free_port
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def schema() -> str:
-    return new_schema()
-
-
-@pytest.fixture
-async def make_backend(schema: str) -> AsyncIterator[MakeBackend]:
-    async with opened(shared_url(), schema) as make:
-        yield make
 
 
 # --- settings ------------------------------------------------------------------
