@@ -194,11 +194,8 @@ class Writer:
         return max(_WORTH_QUEUING if self._queues and busy else 1, waited_for // 2)
 
     def only_held_back(self) -> bool:
-        """Whether all that is queued waits for what another lane has under way; then for something else, too."""
-        if not self._ready or not self._under_way:
-            return False
-        self._wanted = len(self._ready) + 1
-        return True
+        """Whether all that is queued waits for what another lane has under way."""
+        return bool(self._ready and self._under_way)
 
     def gather(self) -> tuple[Part, set[str]]:
         """One write each from as many sources as a batch may hold, in round-robin order; and their ids."""
@@ -246,7 +243,7 @@ class Writer:
         """See that nobody waits long for a flush that is not his. Where commits queue, all have to."""
         while True:
             await self._waited_for.wait()
-            while pending := [(lane, lane.part) for lane in self.lanes if lane.part is not None and not lane.slow]:
+            while pending := [(lane, lane.part) for lane in self.lanes if lane.part is not None]:
                 await self.clock.sleep(_SLOW_S)
                 for lane, part in pending:
                     lane.slow = lane.part is part

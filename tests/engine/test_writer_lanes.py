@@ -147,6 +147,25 @@ async def test_a_lane_that_was_slow_once_is_waited_for_again(backend: Parallel, 
         hold.release()
 
 
+async def test_another_life_of_an_id_waits_for_the_first_to_end(backend: Parallel, clock: ManualClock) -> None:
+    """With nothing else in the queue, and a lane free."""
+    async with open_store(backend, clock, lanes=2) as store:
+        first, other = await store.create("first"), await store.create("other")
+        await drained(store)
+        hold = backend.inject(FaultKind.HELD)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(first.delete)
+            await hold.struck()
+            backend.asked.clear()
+            tasks.start_soon(store.create, "first")
+            await clock.settle()
+            assert backend.sizes == []
+            await append_to([other], clock)
+            assert [[write.id for write in batch.writes] for batch in backend.asked] == [["other"]]
+            hold.release()
+        assert (await store.require("first")).incarnation > first.incarnation
+
+
 async def test_with_every_lane_busy_the_next_waits_for_any(backend: Parallel, clock: ManualClock) -> None:
     async with open_store(backend, clock, lanes=2) as store:
         sessions = [await store.create(f"s{number}") for number in range(3)]

@@ -101,6 +101,17 @@ async def test_a_small_flush_waits(backend: Queueing, clock: ManualClock) -> Non
         assert [len(batch.writes) for batch in backend.asked] == [1, LARGE - 1]
 
 
+async def test_where_commits_queue_a_slow_one_is_waited_for(clock: ManualClock, backend: Queueing) -> None:
+    async with open_store(backend, clock, lanes=3) as store:
+        hold, sessions = await held_flush(backend, store, clock, others=5 * LARGE)
+        await append_to(sessions[: 4 * LARGE], "behind", clock)
+        sizes = [len(batch.writes) for batch in backend.asked]
+        await append_to(sessions[4 * LARGE :], "waiting", clock)
+        await clock.advance(60)
+        assert [len(batch.writes) for batch in backend.asked] == sizes
+        hold.release()
+
+
 async def test_never_more_than_one_behind_another(backend: Queueing, clock: ManualClock) -> None:
     async with open_store(backend, clock) as store:
         hold, sessions = await held_flush(backend, store, clock, others=3 * LARGE)
