@@ -270,7 +270,8 @@ def split_url(url: str) -> SplitResult:
         raise ConfigError("url", "has a '#'; write it as %23")
     try:
         parts = urlsplit(url)
-        _ = parts.port  # parsed when asked for
+        for host in parts.netloc.rpartition("@")[2].split(","):  # PostgreSQL takes several
+            _ = urlsplit(f"//{host}").port  # parsed when asked for
     except ValueError:
         raise ConfigError("url", f"{redact(url)} is malformed; percent-encode special characters") from None
     if parts.netloc and "@" in parts.path + parts.query:

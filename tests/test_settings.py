@@ -193,6 +193,7 @@ def test_code_is_checked_too() -> None:
         ("sqlite:///a#b.db", "write it as %23"),
         ("postgresql://user:secret@[host/db", "malformed"),
         ("postgresql://user:secret@host:port/db", "malformed"),
+        ("postgresql://user:secret@host:1,other:port/db", "malformed"),
         ("postgresql://user:12?writer.x=34@host/db", "has an '@' behind the host"),
     ],
 )

@@ -53,7 +53,7 @@ class SessionActor(Row):
     ) -> None:
         super().__init__(head, exclusive=context.exclusive)
         self._context = context
-        self._schedule = context.schedule_of(head.id)
+        self._schedule = context.schedule
         self.state = state
         self.state_bytes = state_bytes(state)
         self.exact = True

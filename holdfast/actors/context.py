@@ -40,8 +40,8 @@ class ActorContext(Protocol):
     max_unit_keys: int
     """Keys in one `SessionWrite`, unless one unit alone has more."""
 
-    def schedule_of(self, session_id: str, /) -> Callable[[SessionActor], None]:
-        """What queues that session's actor with its writer lane for a turn."""
+    def schedule(self, actor: SessionActor, /) -> None:
+        """Queue it with the writer for a turn."""
         ...
 
     def spawn(self, task: Callable[[], Coroutine[Any, Any, None]], /) -> None:

@@ -235,7 +235,6 @@ class Engine:
     def abandon(self) -> None:
         """After the tasks have ended: tell everybody who still waits."""
         error = StoreClosed("the store was closed before this was stored")
-        for lane in self.writer.lanes:
-            lane.abandon(error)
+        self.writer.abandon(error)
         self.reader.abandon(StoreClosed("the store is closed"))
         self.registry.abandon(error)

@@ -120,7 +120,7 @@ class Registry:
         """Activity of reads is stored at most so late; well within the shortest TTL seen."""
         self._touched: set[SessionActor] = set()
         self._room = Room(self.budget, new_ack)
-        self.schedule_of = writer.schedule_of
+        self.schedule = writer.schedule
         self._reader = reader
         self._tasks = tasks
         self._loads: dict[str, set[_Load]] = {}

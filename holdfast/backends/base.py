@@ -54,8 +54,9 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     watch_is_complete: bool = True
     """Every commit elsewhere leads to a hint. If not, the engine also polls what somebody here listens to."""
     preferred_lanes: int = 1
+    """Commits under way at once that suit it."""
     commits_queue: bool = False
-    """Commits are made one after another, in the order of the calls: a lane may ask for the next one early."""
+    """They are made one after another, in the order of the calls: to ask for more than one saves pauses only."""
     max_batch_sessions: int | None = None
     """A lower bound of the store's own on one commit, if it has one."""
     max_value_bytes: int | None = None

@@ -1,19 +1,20 @@
-"""The writer: lanes that group-commit the writes of many sessions.
+"""The writer: group-commits the writes of many sessions, over one or more lanes.
 
-A lane flushes as soon as its previous flush has ended. A lone write goes at once; while a flush is
-under way, what arrives waits and becomes the next one, so batches grow with the load by themselves
-(natural batching; compare group commit in databases). The writes of one session stay on one lane
-and in one flush at a time, which keeps their order.
+Sessions with something to write wait in one queue. A lane that is free takes a write of each of them and commits
+these at once; while it does, what arrives waits and becomes the next flush, so batches grow with the load by
+themselves (natural batching; compare group commit in databases). A session is in one flush at a time, which keeps
+the order of its writes.
 
-Where a store makes one commit after the other anyway, a large flush is handed over while the one
-before it is still under way, so that the store goes on without a pause.
+Lanes are so many flushes that may be under way at once. A free one does not begin a flush that is small beside
+those under way: these end soon, and the store does more work for two small commits than for one. One that takes
+unusually long (another instance holds a row, or the connection is dead) holds up nobody but its own sessions.
 """
 
 from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Final
 
 import anyio
@@ -29,14 +30,15 @@ from holdfast.waiting import Ack, Signal
 
 __all__ = ["LaneStatistics", "WriteSource", "Writer"]
 
-_LARGE_FLUSH: Final = 64
-"""Sources in a flush that is worth handing over behind another one."""
+_WORTH_QUEUING: Final = 64
+"""Sources in a flush that is worth handing over to a store that will begin it when the one before is done."""
+_SLOW_S: Final = 0.05
+"""A flush that takes longer is not waited for."""
 
 
 class LaneStatistics(msgspec.Struct, frozen=True, kw_only=True):
     """Counts since the lane started. Times in seconds."""
 
-    queued: int
     flushes: int
     writes: int
     events: int
@@ -50,122 +52,49 @@ class LaneStatistics(msgspec.Struct, frozen=True, kw_only=True):
     """Time spent in commits."""
 
 
-class _Worker:
-    """A flusher, what it has under way, and how it learns that there is more to do."""
-
-    __slots__ = ("flusher", "ids", "part", "work")
-
-    def __init__(self, flusher: Flusher, new_ack: Callable[[], Ack]) -> None:
-        self.flusher: Final = flusher
-        self.work: Final = Signal(new_ack)
-        self.part: Part | None = None
-        self.ids: set[str] = set()
-
-
 class Lane:
-    """A queue of sources, and who flushes from it: one worker, or two where one commit waits behind another."""
+    """Sees one flush at a time through. ``number`` is its name in the markers."""
 
-    def __init__(self, writer: Writer, numbers: Iterable[int]) -> None:
+    def __init__(self, writer: Writer, number: int) -> None:
         self._writer = writer
-        self._ready: deque[WriteSource] = deque()
-        self._wanted = 1
-        """With so many sources in the queue, a free worker is called."""
         self._counts = Counts()
-        self._workers = [_Worker(Flusher(writer, number, self._counts), writer.new_ack) for number in numbers]
-
-    def schedule(self, source: WriteSource) -> None:
-        ready = self._ready
-        ready.append(source)
-        if len(ready) >= self._wanted:
-            self._call_worker()
-
-    def _call_worker(self) -> None:
-        self._wanted = sys.maxsize  # until it has looked
-        next(worker for worker in self._workers if worker.part is None).work.set()
-
-    @property
-    def idle(self) -> bool:
-        return not self._ready and all(worker.part is None for worker in self._workers)
+        self._flusher = Flusher(writer, number, self._counts)
+        self.work: Final = Signal(writer.new_ack)
+        """There may be enough for a flush."""
+        self.part: Part | None = None
+        """What it has under way."""
+        self.slow = False
+        """That takes unusually long."""
 
     async def run(self) -> None:
-        """Flush until cancelled, which ends the flushes under way as `Flusher.flush` says."""
-        async with anyio.create_task_group() as tasks:
-            for worker in self._workers:
-                tasks.start_soon(self._work, worker)
-
-    async def _work(self, worker: _Worker) -> None:
+        """Flush until cancelled, which ends the flush under way as `Flusher.flush` says."""
+        writer = self._writer
         while True:
-            self._wanted = self._enough()
-            if len(self._ready) < self._wanted:
-                await worker.work.wait()
-            else:
-                await self._turn(worker)
+            if not writer.has_enough():
+                await self.work.wait()
+                continue
+            if writer.config.linger_s:
+                await writer.clock.sleep(writer.config.linger_s)
+            part, ids = writer.gather()
+            if not part.sources:
+                if writer.only_held_back():
+                    await self.work.wait()
+                continue
+            await self._flush(part, ids)
 
-    def _enough(self) -> int:
-        """How many sources make a flush worth handing over now."""
-        under_way = [len(worker.part.sources) for worker in self._workers if worker.part is not None]
-        if not under_way:
-            return 1
-        return sys.maxsize if len(under_way) == len(self._workers) else max(_LARGE_FLUSH, under_way[0] // 2)
-
-    async def _turn(self, worker: _Worker) -> None:
-        if self._writer.config.linger_s:
-            await self._writer.clock.sleep(self._writer.config.linger_s)
-        part = self._gather(worker)
-        if not part.sources:
-            if self._ready and self._enough() > 1:  # they wait for what another worker has under way
-                self._wanted = len(self._ready) + 1
-                await worker.work.wait()
-            return
-        worker.part = part
-        self._wanted = self._enough()
-        if len(self._ready) >= self._wanted:
-            self._call_worker()
+    async def _flush(self, part: Part, ids: set[str]) -> None:
+        writer = self._writer
+        self.part = part
+        writer.begun(ids)
         try:
-            await worker.flusher.flush(part)
+            await self._flusher.flush(part)
         finally:
-            worker.part = None
-
-    def _gather(self, worker: _Worker) -> Part:
-        """One write each from as many sources as a batch may hold, in round-robin order."""
-        writer, ready = self._writer, self._ready
-        room, bound, max_units = writer.max_batch_bytes, writer.max_write_bytes, writer.config.max_session_units
-        part = Part([], [], Durability.MEMORY)
-        sources, writes, level = part
-        ids = worker.ids = set[str]()
-        taken = [other.ids for other in self._workers if other.part is not None]
-        later: list[WriteSource] = []
-        while ready and len(writes) < writer.max_batch_sessions and room > 0:
-            source = ready.popleft()
-            session_id = source.id
-            if session_id in ids or (taken and session_id in taken[0]):
-                later.append(source)  # another incarnation of the same id: one after the other
-                continue
-            try:
-                turn = source.take(max_units, bound if bound < room else room)  # noqa: FURB136 - a call a write
-            except Exception as exc:
-                source.crashed(exc)
-                continue
-            if turn is not None:
-                write, needed, size = turn
-                ids.add(session_id)
-                sources.append(source)
-                writes.append(write)
-                room -= size
-                if needed is not level and needed.rank > level.rank:
-                    level = needed
-        ready.extend(later)
-        return part._replace(durability=level)
-
-    def abandon(self, error: Exception) -> None:
-        """Tell all that is queued that it will not be flushed."""
-        while self._ready:
-            self._ready.popleft().fail_waiting(error)
+            self.part, self.slow = None, False
+            writer.ended(ids)
 
     def statistics(self) -> LaneStatistics:
         counts = self._counts
         return LaneStatistics(
-            queued=len(self._ready),
             flushes=counts.flushes,
             writes=counts.writes,
             events=counts.events,
@@ -179,7 +108,7 @@ class Lane:
 
 
 class Writer:
-    """All lanes to one backend. ``name`` is unique to this run of this process."""
+    """The queue, and the lanes to one backend. ``name`` is unique to this run of this process."""
 
     def __init__(
         self,
@@ -201,18 +130,122 @@ class Writer:
         self.max_events = max_events
         capabilities = backend.capabilities
         own_bound = capabilities.max_batch_sessions or config.max_batch_sessions
-        self.max_batch_sessions = min(config.max_batch_sessions, own_bound)
-        self.max_batch_bytes = config.max_batch_bytes
-        self.max_write_bytes = min(config.max_batch_bytes, capabilities.max_unit_bytes or config.max_batch_bytes)
-        lanes = config.lanes or capabilities.preferred_lanes
-        workers = 2 if capabilities.commits_queue else 1
-        self.lanes = [Lane(self, range(number, lanes * workers, lanes)) for number in range(lanes)]
-        self._schedules: list[Callable[[WriteSource], None]] = [lane.schedule for lane in self.lanes]
+        self._max_batch_sessions = min(config.max_batch_sessions, own_bound)
+        self._max_write_bytes = min(config.max_batch_bytes, capabilities.max_unit_bytes or config.max_batch_bytes)
+        self._queues = capabilities.commits_queue
+        self._ready: deque[WriteSource] = deque()
+        self._wanted = 1
+        """With so many sources in the queue, a free lane is called."""
+        self._under_way: set[str] = set()
+        """Ids of the sessions in all flushes."""
+        self._waited_for = Signal(new_ack)
+        """Set when sources may have to wait for the end of a flush."""
+        self.lanes = [Lane(self, number) for number in range(config.lanes or capabilities.preferred_lanes)]
 
-    def schedule_of(self, session_id: str) -> Callable[[WriteSource], None]:
-        """What queues a source of that id for its next turn. Not while it is queued or taken already."""
-        return self._schedules[hash(session_id) % len(self._schedules)]
+    async def run(self) -> None:
+        """Flush until cancelled."""
+        async with anyio.create_task_group() as tasks:
+            for lane in self.lanes:
+                tasks.start_soon(lane.run)
+            tasks.start_soon(self._find_slow_ones)
+
+    def schedule(self, source: WriteSource) -> None:
+        """Queue it for a turn. Not while it is queued or taken already."""
+        ready = self._ready
+        ready.append(source)
+        if len(ready) >= self._wanted:
+            self._call_lane()
+
+    def _call_lane(self) -> None:
+        self._wanted = sys.maxsize  # until it has looked
+        next(lane for lane in self.lanes if lane.part is None).work.set()
+
+    @property
+    def queued(self) -> int:
+        """Sessions that wait for a lane."""
+        return len(self._ready)
 
     @property
     def idle(self) -> bool:
-        return all(lane.idle for lane in self.lanes)
+        return not self._ready and all(lane.part is None for lane in self.lanes)
+
+    def abandon(self, error: Exception) -> None:
+        """Tell all that is queued that it will not be flushed."""
+        while self._ready:
+            self._ready.popleft().fail_waiting(error)
+
+    # --- for the lanes -------------------------------------------------------
+
+    def has_enough(self) -> bool:
+        """Whether to begin a flush now. If not, a lane is called when there is enough."""
+        self._wanted = self._enough()
+        return len(self._ready) >= self._wanted
+
+    def _enough(self) -> int:
+        """How many sources make a flush worth beginning now."""
+        busy, waited_for = 0, 0
+        for lane in self.lanes:
+            if lane.part is not None:
+                busy += 1
+                if not lane.slow:
+                    waited_for += len(lane.part.sources)
+        if busy == len(self.lanes):
+            return sys.maxsize
+        return max(_WORTH_QUEUING if self._queues and busy else 1, waited_for // 2)
+
+    def only_held_back(self) -> bool:
+        """Whether all that is queued waits for what another lane has under way."""
+        return bool(self._ready and self._under_way)
+
+    def gather(self) -> tuple[Part, set[str]]:
+        """One write each from as many sources as a batch may hold, in round-robin order; and their ids."""
+        config, ready, under_way = self.config, self._ready, self._under_way
+        room, bound, max_units = config.max_batch_bytes, self._max_write_bytes, config.max_session_units
+        part = Part([], [], Durability.MEMORY)
+        sources, writes, level = part
+        ids = set[str]()
+        held_back: list[WriteSource] = []
+        while ready and len(writes) < self._max_batch_sessions and room > 0:
+            source = ready.popleft()
+            session_id = source.id
+            if session_id in ids or session_id in under_way:
+                held_back.append(source)  # another incarnation of the same id: one after the other
+                continue
+            try:
+                turn = source.take(max_units, bound if bound < room else room)  # noqa: FURB136 - a call a write
+            except Exception as exc:
+                source.crashed(exc)
+                continue
+            if turn is not None:
+                write, needed, size = turn
+                ids.add(session_id)
+                sources.append(source)
+                writes.append(write)
+                room -= size
+                if needed is not level and needed.rank > level.rank:
+                    level = needed
+        ready.extend(held_back)
+        return part._replace(durability=level), ids
+
+    def begun(self, ids: set[str]) -> None:
+        """A flush of these sessions is under way; what is left may be enough for another lane."""
+        self._under_way |= ids
+        if self.has_enough():
+            self._call_lane()
+        elif not self._queues and 1 < self._wanted < sys.maxsize:
+            self._waited_for.set()
+
+    def ended(self, ids: set[str]) -> None:
+        """The flush of these sessions is over; its lane looks what to do next."""
+        self._under_way -= ids
+
+    async def _find_slow_ones(self) -> None:
+        """See that nobody waits long for a flush that is not his. Where commits queue, all have to."""
+        while True:
+            await self._waited_for.wait()
+            while pending := [(lane, lane.part) for lane in self.lanes if lane.part is not None]:
+                await self.clock.sleep(_SLOW_S)
+                for lane, part in pending:
+                    lane.slow = lane.part is part
+                if self.has_enough():
+                    self._call_lane()

@@ -71,6 +71,8 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True):
     """A picture of the engine now."""
 
     registry: RegistryStatistics
+    queued: int
+    """Sessions whose writes wait for a lane."""
     lanes: list[LaneStatistics]
     reader: ReaderStatistics
     breaker: str
@@ -155,8 +157,7 @@ class Supervisor:
                 engine = Engine(self._backend, self.config, self.clock, tasks)
                 janitor, trimmer = Janitor(engine, self._notify_expired), Trimmer(engine)
                 workers = _background_workers(engine, janitor, trimmer)
-                for lane in engine.writer.lanes:
-                    tasks.start_soon(lane.run)
+                tasks.start_soon(engine.writer.run)
                 tasks.start_soon(engine.reader.run)
                 for worker in workers:
                     tasks.start_soon(supervise, worker, RestartPolicy(self.config.restart))
@@ -456,6 +457,7 @@ class Supervisor:
         engine = self._open_parts.engine
         return Statistics(
             registry=engine.registry.statistics(),
+            queued=engine.writer.queued,
             lanes=[lane.statistics() for lane in engine.writer.lanes],
             reader=engine.reader.statistics(),
             breaker=engine.breaker.state,

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,7 @@ from click.testing import CliRunner, Result
 import holdfast
 from holdfast.cli import main
 
+ROOT = Path(__file__).parents[2]
 Call = Callable[..., Result]
 
 
@@ -44,6 +49,23 @@ def documents(result: Result) -> list[Any]:
     """The JSON documents that the command printed, one a line."""
     assert result.exit_code == 0, result.stderr
     return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+@contextmanager
+def running(*args: str) -> Iterator[subprocess.Popen[str]]:
+    """The command as a process of its own, which is killed in the end."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "holdfast.cli", *args],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 @pytest.fixture

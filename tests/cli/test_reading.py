@@ -8,19 +8,15 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import anyio
 import pytest
 
 import holdfast
-from tests.cli.conftest import Call, documents
-
-ROOT = Path(__file__).parents[2]
-
+from tests.cli.conftest import ROOT, Call, documents, running
 
 # --- ls ----------------------------------------------------------------------
 
@@ -160,20 +156,8 @@ def test_tail_reports_a_gap(call: Call, url: str) -> None:
     assert seqs(call("tail", "cart", url, "--json", "-n", "100")) == list(range(5, 21))
 
 
-@contextmanager
-def follow(*args: str) -> Iterator[subprocess.Popen[str]]:
-    tail = subprocess.Popen(
-        [sys.executable, "-m", "holdfast.cli", "tail", "--follow", "--json", *args],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    with tail:
-        try:
-            yield tail
-        finally:
-            tail.kill()
+def follow(*args: str) -> AbstractContextManager[subprocess.Popen[str]]:
+    return running("tail", "--follow", "--json", *args)
 
 
 def next_seq(tail: subprocess.Popen[str]) -> int:

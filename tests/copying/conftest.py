@@ -14,9 +14,10 @@ from holdfast.backends.base import Backend, Batch, Head, LoadRequest, Outcome, S
 from holdfast.backends.memory import MemoryBackend, MemoryData
 from holdfast.backends.sqlite import SQLiteBackend, SQLiteConfig
 from holdfast.config import Config, RetentionConfig, WriterConfig
+from holdfast.copying import Copier
 from holdfast.model import Event, new_incarnation
 from holdfast.supervisor.supervisor import Supervisor
-from holdfast.testing import FaultyBackend, ManualClock
+from holdfast.testing import FaultKind, FaultyBackend, InjectedCrash, ManualClock
 from holdfast.testing.contract.direct import Direct, blind
 
 Make = Callable[[], Backend]
@@ -94,6 +95,16 @@ async def content(backend: Backend, clock: ManualClock) -> dict[str, tuple[Head,
         assert snapshot.state is not None
         found[head.id] = (snapshot.head, snapshot.state, await direct.events(head))
     return found
+
+
+async def cut_short(
+    source: Backend, target: Backend, clock: ManualClock, *, commits: int, config: WriterConfig | None = None
+) -> None:
+    """A copy that ends at once after so many commits."""
+    faulty = FaultyBackend(target)
+    faulty.inject(FaultKind.CRASH, "commit", skip=commits)
+    with pytest.raises(InjectedCrash):
+        await Copier(source, faulty, config, clock=clock).run()
 
 
 async def fill(make: Make, clock: ManualClock) -> None:

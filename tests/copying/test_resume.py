@@ -19,7 +19,7 @@ from holdfast.copying import Copier, Problem
 from holdfast.errors import Unavailable
 from holdfast.testing import FaultKind, FaultyBackend, ManualClock
 from holdfast.testing.faults import InjectedCrash, touches
-from tests.copying.conftest import SMALL, Make, content, fill, fill_many, opened, store
+from tests.copying.conftest import SMALL, Make, content, cut_short, fill, fill_many, opened, store
 
 pytestmark = pytest.mark.anyio
 
@@ -148,10 +148,7 @@ async def test_a_part_that_has_expired_is_gone_on_with(
     async with store(make_source, clock) as used:
         session = await used.create("s", ttl_s=10)
         await session.append_many(list(range(50)))
-        faulty = FaultyBackend(target)
-        faulty.inject(FaultKind.CRASH, skip=4)
-        with pytest.raises(InjectedCrash):
-            await Copier(source, faulty, SMALL, clock=clock).run()
+        await cut_short(source, target, clock, commits=4, config=SMALL)
         await clock.advance(8)
         await session.append("still here")
         await clock.advance(8)
@@ -168,10 +165,7 @@ async def test_a_log_trimmed_past_its_copy_is_copied_anew(
     async with store(make_source, clock) as filled:
         session = await filled.create("long")
         events = await session.append_many(list(range(9_000)))
-        faulty = FaultyBackend(target)
-        faulty.inject(FaultKind.CRASH, "commit", skip=8)
-        with pytest.raises(InjectedCrash):
-            await Copier(source, faulty, clock=clock).run()
+        await cut_short(source, target, clock, commits=8)
         await session.delete_events_before(events[8_500].id)
         await session.append("new")
     report = await Copier(source, target, clock=clock).run()
@@ -188,10 +182,7 @@ async def test_what_is_left_of_an_expired_part_is_cleared(
     async with store(make_source, clock) as filled:
         session = await filled.create("long", ttl_s=10)
         await session.append_many(list(range(9_000)))
-        faulty = FaultyBackend(target)
-        faulty.inject(FaultKind.CRASH, "commit", skip=8)
-        with pytest.raises(InjectedCrash):
-            await Copier(source, faulty, clock=clock).run()
+        await cut_short(source, target, clock, commits=8)
         await clock.advance(8)
         await session.touch()
         await clock.advance(8)

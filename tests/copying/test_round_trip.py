@@ -11,8 +11,8 @@ from holdfast.backends.postgres import PostgresBackend, PostgresConfig
 from holdfast.config import WriterConfig
 from holdfast.copying import Copier
 from holdfast.errors import ConfigError
-from holdfast.testing import FaultKind, FaultyBackend, InjectedCrash, ManualClock
-from tests.copying.conftest import SMALL, Make, content, fill, fill_many, maker, opened
+from holdfast.testing import ManualClock
+from tests.copying.conftest import SMALL, Make, content, cut_short, fill, fill_many, maker, opened
 from tests.servers.postgres import new_schema, shared_url
 
 pytestmark = pytest.mark.anyio
@@ -37,10 +37,7 @@ async def test_postgres_and_back(make_server: Make, tmp_path: Path, clock: Manua
 
 
 async def stop_and_go_on(source: Backend, target: Backend, clock: ManualClock, config: WriterConfig) -> None:
-    faulty = FaultyBackend(target)
-    faulty.inject(FaultKind.CRASH, skip=30 if config is SMALL else 1)
-    with pytest.raises(InjectedCrash):
-        await Copier(source, faulty, config, clock=clock).run()
+    await cut_short(source, target, clock, commits=30 if config is SMALL else 1, config=config)
     report = await Copier(source, target, config, clock=clock).run()
     assert (report.problems, report.verified) == ({}, 30)
 

@@ -12,13 +12,12 @@ import os
 from typing import Any
 
 import anyio
-import structlog
 
 from holdfast.errors import StoreError
 from holdfast.model import LATEST, Durability, Latest
 from holdfast.supervisor.session import Session
 from tests.crash.ledger import CROWD, SESSIONS
-from tests.crash.opening import open_store
+from tests.crash.opening import open_store, run_worker
 from tests.crash.variants import VARIANTS
 
 
@@ -91,11 +90,7 @@ def main() -> None:
     parser.add_argument("--crowd", action="store_true", help="append to many sessions")
     parser.add_argument("--seconds", type=float, default=0, help="end by itself after so long")
     options = parser.parse_args()
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
-    backend, backend_options = (
-        ("trio", {}) if options.loop == "trio" else ("asyncio", {"use_uvloop": options.loop == "uvloop"})
-    )
-    anyio.run(work, options, backend=backend, backend_options=backend_options)
+    run_worker(options.loop, work, options)
 
 
 if __name__ == "__main__":

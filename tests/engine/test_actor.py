@@ -45,11 +45,6 @@ def bug(monkeypatch: pytest.MonkeyPatch) -> Bug:
     return Bug(monkeypatch)
 
 
-@pytest.fixture
-def backend() -> FaultyBackend:
-    return FaultyBackend(MemoryBackend())
-
-
 RESTART = RestartConfig(max_restarts=3, within_s=60, backoff_initial_s=0.1, backoff_max_s=0.3)
 
 
@@ -245,11 +240,6 @@ async def test_units_given_up_before_they_are_taken_are_not_begun(
 
 
 # Units that compute, with another instance on the same store
-
-
-@pytest.fixture
-def shared() -> MemoryData:
-    return MemoryData()
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import anyio
 import pytest
 from structlog.testing import capture_logs
 
-from holdfast.backends.memory import MemoryBackend
 from holdfast.config import Config, WriterConfig
 from holdfast.errors import Rejected
 from holdfast.model import Durability
@@ -21,11 +20,6 @@ pytestmark = pytest.mark.anyio
 
 MEMORY = Durability.MEMORY
 PATIENCE_S = 10
-
-
-@pytest.fixture
-def backend() -> FaultyBackend:
-    return FaultyBackend(MemoryBackend())
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import pytest
 
 from holdfast.actors.actor import SessionActor
 from holdfast.actors.mailbox import Budget, Mailbox
-from holdfast.backends.memory import MemoryBackend
 from holdfast.config import ActorConfig, Config
 from holdfast.errors import ActorCrashed, Conflict, Overloaded, Rejected, SessionNotFound
 from holdfast.model import Durability
@@ -23,11 +22,6 @@ pytestmark = pytest.mark.anyio
 
 LATER = Durability.MEMORY
 PATIENCE_S = 10
-
-
-@pytest.fixture
-def backend() -> FaultyBackend:
-    return FaultyBackend(MemoryBackend())
 
 
 def open_store(backend: FaultyBackend, clock: ManualClock, **actors: Any) -> Supervisor:

@@ -2,40 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import anyio
 import pytest
 
 from holdfast import LATEST, Config, Durability, Supervisor
-from holdfast.backends.base import Batch, LoadRequest, Outcome, Snapshot
+from holdfast.backends.base import Batch
 from holdfast.backends.memory import MemoryBackend, MemoryData
 from holdfast.errors import Conflict, SessionClosed, SessionExists
 from holdfast.testing import FaultyBackend, ManualClock
 from holdfast.testing.faults import FaultKind
+from tests.engine.gated import Gated
 
 pytestmark = pytest.mark.anyio
 
 PATIENCE_S = 10
-
-
-class Gated(MemoryBackend):
-    """Calls a hook before a commit, or after a load has read."""
-
-    before_commit: Callable[[Batch], Awaitable[None]] | None = None
-    after_load: Callable[[], Awaitable[None]] | None = None
-
-    async def commit(self, batch: Batch) -> list[Outcome]:
-        if self.before_commit is not None:
-            await self.before_commit(batch)
-        return await super().commit(batch)
-
-    async def load(self, requests: Any) -> list[Snapshot | None]:
-        found = await super().load(list[LoadRequest](requests))
-        if self.after_load is not None:
-            await self.after_load()
-        return found
 
 
 async def test_a_key_has_the_version_of_its_own_write() -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import anyio
 import pytest
 
 from holdfast import Config, Session, Supervisor
-from holdfast.backends.base import LoadRequest, Snapshot, Status
+from holdfast.backends.base import Status
 from holdfast.backends.memory import MemoryBackend, MemoryData
 from holdfast.config import Limits, RetentionConfig, WriterConfig
 from holdfast.errors import EventGap, InvalidCursor, Unavailable
@@ -17,28 +17,17 @@ from holdfast.model import Cursor, Event
 from holdfast.testing import FaultKind, FaultyBackend, InjectedCrash, ManualClock
 from holdfast.testing.contract.direct import Direct, blind, creation, new_head
 from holdfast.testing.faults import Operation
+from tests.engine.gated import Gated
 
 pytestmark = pytest.mark.anyio
 
 PATIENCE_S = 5
 
 
-class Overtaken(MemoryBackend):
-    """Calls a hook after each load has read."""
-
-    after_load: Callable[[], Awaitable[None]] | None = None
-
-    async def load(self, requests: Sequence[LoadRequest]) -> list[Snapshot | None]:
-        found = await super().load(requests)
-        if self.after_load is not None:
-            await self.after_load()
-        return found
-
-
 async def test_a_read_overtaken_by_writes_and_a_close_is_answered() -> None:
     """The last resort of such a read is a turn of its own, which a closed session refuses; the read must not."""
     data = MemoryData()
-    backend = Overtaken(data)
+    backend = Gated(data)
     async with Supervisor(backend) as here, Supervisor(MemoryBackend(data)) as there:
         session = await here.create("s")
         await session.set("k", 1)

@@ -23,11 +23,6 @@ LATER = Durability.MEMORY
 PATIENCE_S = 10
 
 
-@pytest.fixture
-def backend() -> FaultyBackend:
-    return FaultyBackend(MemoryBackend())
-
-
 def open_store(backend: FaultyBackend, clock: ManualClock, **actors: Any) -> Supervisor:
     config = Config(ttl_s=None, actors=ActorConfig(**actors), janitor=JanitorConfig(jitter=0))
     return Supervisor(backend, config, clock=clock)
@@ -160,11 +155,6 @@ async def test_overloaded_when_all_stay_in_use(backend: FaultyBackend, clock: Ma
 
 
 # Loads that come back late. Two instances on one store: so each `get` asks the store.
-
-
-@pytest.fixture
-async def shared() -> MemoryData:
-    return MemoryData()
 
 
 @pytest.fixture

@@ -5,17 +5,11 @@ from __future__ import annotations
 import anyio
 import pytest
 
-from holdfast.backends.memory import MemoryBackend
 from holdfast.errors import StoreClosed
 from holdfast.testing import FaultKind, FaultyBackend, ManualClock
 from tests.engine.test_registry import LATER, PATIENCE_S, hot, open_store
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def backend() -> FaultyBackend:
-    return FaultyBackend(MemoryBackend())
 
 
 async def test_a_caller_gets_the_place_of_a_session_that_comes_out_of_use(

@@ -8,23 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
-from collections.abc import Awaitable, Callable
-from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any
 
 import anyio
-import anyio.from_thread
-import msgspec
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import initialize, precondition, rule
 
-from holdfast.backends.base import Backend, EventQuery, Head, LoadRequest
-from holdfast.backends.memory import MemoryBackend, MemoryData
+from holdfast.backends.base import Backend
 from holdfast.backends.sqlite import SQLiteBackend, SQLiteConfig
-from holdfast.config import Config, RetentionConfig, WriterConfig
 from holdfast.errors import (
     Conflict,
     EventGap,
@@ -36,13 +29,11 @@ from holdfast.errors import (
 )
 from holdfast.model import Durability
 from holdfast.supervisor.session import Session
-from holdfast.supervisor.supervisor import Supervisor
-from holdfast.testing import FaultKind, FaultyBackend, ManualClock, touches
-from tests.engine.model import PlainSession, PlainStore
+from holdfast.testing import FaultKind, touches
+from tests.engine.compared import ComparedMachine
+from tests.engine.model import PlainSession
 
-T = TypeVar("T")
 SECOND = 1_000_000
-MAX_EVENTS = 12
 _DRIFT_US = 100_000
 """The clock flows a little during a call; the model notes the end of the call."""
 
@@ -52,178 +43,9 @@ values = st.one_of(st.none(), st.integers(), st.text(max_size=3), st.lists(st.in
 streams = st.sampled_from(["", "x"])
 instances = st.sampled_from([0, 1])
 
-QUICK = WriterConfig(
-    # Real waiting is none of our business here: a microsecond of the manual clock is as good as a second.
-    backoff_initial_s=1e-6, backoff_max_s=1e-5, retry_for_s=0.05, breaker_failures=1_000,
-)  # fmt: skip
 
-
-class Instance:
-    """A supervisor that can be killed and opened again."""
-
-    def __init__(self, machine: EngineMachine) -> None:
-        self._machine = machine
-        self._stack = contextlib.ExitStack()
-        self.backend: FaultyBackend
-        self.store: Supervisor
-        self.open()
-
-    def open(self) -> None:
-        machine = self._machine
-        config = Config(
-            durability=machine.durability,
-            ttl_s=None,
-            drain_timeout_s=5.0,
-            retention=RetentionConfig(max_events=MAX_EVENTS),
-            writer=QUICK,
-        )
-        self.backend = FaultyBackend(machine.make_backend())
-        supervisor = Supervisor(self.backend, config, clock=machine.clock)
-        self.store = self._stack.enter_context(machine.portal.wrap_async_context_manager(supervisor))
-
-    def close(self) -> None:
-        self._stack.close()
-        self._stack = contextlib.ExitStack()
-
-    def kill(self) -> None:
-        """End without a drain worth the name."""
-        self.store.config = msgspec.structs.replace(self.store.config, drain_timeout_s=0.001)
-        self.close()
-
-
-class EngineMachine(RuleBasedStateMachine):
+class EngineMachine(ComparedMachine):
     """Rules are what callers, time and misfortune do. Bound to a loop and a store below."""
-
-    loop: ClassVar[str] = "asyncio"
-    durability: ClassVar[Durability | None] = None
-    """Awaited writes, on a store that can promise no more than memory too."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._resources = contextlib.ExitStack()
-        self._path = Path(self._resources.enter_context(tempfile.TemporaryDirectory())) / "sessions.db"
-        self._memory = MemoryData()
-        self.portal = self._resources.enter_context(anyio.from_thread.start_blocking_portal(self.loop))
-        self.clock = ManualClock()
-        self.model = PlainStore(MAX_EVENTS)
-        self._touched: set[str] = set()
-        self._check = self.make_backend()
-        self.portal.call(self._check.open)
-        self.instances = [Instance(self), Instance(self)]
-        self._handles: dict[tuple[int, str], Session] = {}
-
-    def make_backend(self) -> Backend:
-        return MemoryBackend(shared=self._memory)
-
-    @property
-    def path(self) -> str:
-        return str(self._path)
-
-    def teardown(self) -> None:
-        try:
-            for instance in self.instances:
-                instance.backend.heal()
-                instance.close()
-            for name in list(self.model.sessions):
-                self._compare(name)
-        finally:
-            self.portal.call(self._check.close)
-            self._resources.close()
-
-    # Helpers
-
-    def run(self, function: Callable[[], Awaitable[T]]) -> T:
-        async def call() -> T:
-            async with self.clock.flowing(1e-5):
-                with anyio.fail_after(20):
-                    return await function()
-
-        return self.portal.call(call)
-
-    def now(self) -> int:
-        return self.clock.now_us()
-
-    def handle(self, instance: int, name: str) -> Session | None:
-        """A handle, kept from earlier where there is one; checked against the model."""
-        plain = self.model.live(name, self.now())
-        session = self.run(lambda: self.instances[instance].store.get(name))
-        assert (session is None) == (plain is None), f"get({name!r}) gives {session}, the model has {plain}"
-        if session is None or plain is None:
-            return None
-        assert session.incarnation == plain.incarnation
-        self._noticed(name)
-        return session
-
-    def _noticed(self, name: str) -> None:
-        """A read went through: activity."""
-        self.model.sessions[name].active_us = max(self.model.sessions[name].active_us, self.now())
-
-    def write(
-        self, instance: int, name: str, call: Callable[[Session], Awaitable[Any]], change: Callable[[PlainSession], Any]
-    ) -> None:
-        """A write by the engine and by the model; the results must be equal."""
-        session = self.handle(instance, name)
-        if session is None:
-            return
-        if self.model.sessions[name].closed:
-            with pytest.raises(SessionClosed):
-                self.run(lambda: call(session))
-            return
-        result = self.run(lambda: call(session))
-        expected = self.model.change(name, self.now(), change)
-        assert result == expected
-        self._touched.add(name)
-
-    async def _head(self, name: str) -> tuple[Head, dict[str, Any], dict[str, int]] | None:
-        (snapshot,) = await self._check.load([LoadRequest(name)])
-        if snapshot is None:
-            return None
-        assert snapshot.state is not None
-        state = {key: msgspec.json.decode(value.raw) for key, value in snapshot.state.items()}
-        return snapshot.head, state, {key: value.version for key, value in snapshot.state.items()}
-
-    async def _stored(self, name: str) -> PlainSession | None:
-        """The session as the store has it."""
-        found = await self._head(name)
-        if found is None:
-            return None
-        head, state, versions = found
-        page = await self._check.read_events(EventQuery(name, head.incarnation))
-        assert page is not None
-        for event in page.events:
-            self.model.note_id(event.id, event.stream, event.data)
-        assert [event.seq for event in page.events] == list(range(page.first_seq, page.last_seq + 1))
-        return PlainSession(
-            incarnation=head.incarnation,
-            ttl_us=head.ttl_us,
-            active_us=head.active_us,
-            stored_active_us=head.active_us,
-            state=state,
-            versions=versions,
-            events=[(event.seq, event.stream, event.data) for event in page.events],
-            last_seq=head.last_seq,
-            closed=head.status == "closed",
-            metadata=msgspec.json.decode(head.metadata),
-        )
-
-    def _compare(self, name: str) -> PlainSession | None:
-        stored = self.portal.call(self._stored, name)
-        plain = self.model.sessions.get(name)
-        if plain is None:
-            # An expired session's row may wait for the janitor.
-            assert stored is None or stored.expired(self.now())
-            return None
-        if stored is None:
-            assert plain.expired(self.now())
-            return None
-        assert stored.picture() == plain.picture()
-        return stored
-
-    @invariant()
-    def store_equals_model(self) -> None:
-        for name in self._touched:
-            self._compare(name)
-        self._touched.clear()
 
     # Callers
 
@@ -242,14 +64,14 @@ class EngineMachine(RuleBasedStateMachine):
         session = self.run(lambda: store.create(name, ttl_s=ttl_s))
         ttl_us = None if ttl_s is None else int(ttl_s * SECOND)
         self.model.sessions[name] = PlainSession(session.incarnation, ttl_us, self.now(), self.now())
-        self._touched.add(name)
+        self.touched.add(name)
 
     @rule(instance=instances, name=names)
     def delete(self, instance: int, name: str) -> None:
         expected = self.model.live(name, self.now()) is not None
         assert self.run(lambda: self.instances[instance].store.delete(name)) is expected
         self.model.sessions.pop(name, None)
-        self._touched.add(name)
+        self.touched.add(name)
 
     @rule(instance=instances, name=names, key=keys, value=values)
     def set(self, instance: int, name: str, key: str, value: Any) -> None:
@@ -278,17 +100,17 @@ class EngineMachine(RuleBasedStateMachine):
         found, version = self.run(lambda: session.get_versioned(key))
         assert found == self.model.sessions[name].state.get(key)
         assert (version == 0) == (key not in self.model.sessions[name].state)
-        self._noticed(name)
+        self.noticed(name)
         if stale:
             with pytest.raises(Conflict) as caught:
                 self.run(lambda: session.compare_and_set(key, value, version=version + stale))
             assert caught.value.actual == version
-            self._touched.add(name)
+            self.touched.add(name)
             return
         newer = self.run(lambda: session.compare_and_set(key, value, version=version))
         assert newer > version
         self.model.change(name, self.now(), lambda plain: plain.set(key, value))
-        self._touched.add(name)
+        self.touched.add(name)
 
     @rule(instance=instances, name=names, stream=streams, data=st.lists(values, min_size=1, max_size=5))
     def append(self, instance: int, name: str, stream: str, data: list[Any]) -> None:
@@ -330,7 +152,7 @@ class EngineMachine(RuleBasedStateMachine):
         assert self.run(session.close) is not self.model.sessions[name].closed
         if not self.model.sessions[name].closed:
             self.model.change(name, self.now(), lambda plain: setattr(plain, "closed", True))
-        self._touched.add(name)
+        self.touched.add(name)
 
     @rule(instance=instances, name=names)
     def clear(self, instance: int, name: str) -> None:
@@ -357,7 +179,7 @@ class EngineMachine(RuleBasedStateMachine):
         event = events[which % len(events)]
         dropped = self.run(lambda: session.delete_events_before(event.id))
         assert dropped == self.model.change(name, self.now(), lambda plain: plain.drop_before(event.seq))
-        self._touched.add(name)
+        self.touched.add(name)
 
     @rule(instance=instances, name=names, which=st.integers(0, 20), stream=st.sampled_from([None, "", "x"]))
     def read(self, instance: int, name: str, which: int, stream: str | None) -> None:
@@ -421,7 +243,7 @@ class EngineMachine(RuleBasedStateMachine):
                 plain.append("", "race")
 
         self.model.change(name, self.now(), change)
-        self._touched.add(name)
+        self.touched.add(name)
 
     # Time
 
@@ -443,7 +265,7 @@ class EngineMachine(RuleBasedStateMachine):
     @rule(instance=instances)
     def trim(self, instance: int) -> None:
         self.run(self.instances[instance].store.trim)
-        self._touched |= self.model.sessions.keys()
+        self.touched |= self.model.sessions.keys()
 
     # Misfortune
 
@@ -472,7 +294,7 @@ class EngineMachine(RuleBasedStateMachine):
         with pytest.raises(Rejected):
             self.run(lambda: session.append("never"))
         fault.release()
-        self._touched.add(name)
+        self.touched.add(name)
 
     @rule(instance=instances)
     def restart(self, instance: int) -> None:
@@ -523,9 +345,11 @@ class EngineMachine(RuleBasedStateMachine):
 
     def _reconcile(self, name: str) -> None:
         """What was not acknowledged is wholly there or wholly not; adopt what it is."""
-        stored = self.portal.call(self._stored, name)
+        stored = self.portal.call(self.stored, name)
         plain = self.model.sessions[name]
-        assert stored is not None
+        if stored is None:  # removed by the janitor; the model drops it when it is next asked for
+            assert plain.expired(self.now())
+            return
         numbers = [data[1] for seq, _, data in stored.events if seq > plain.last_seq and data[0] == "unit"]
         for number in numbers:
 

@@ -13,11 +13,11 @@ import pytest
 from holdfast.backends.base import Batch, Outcome
 from holdfast.backends.memory import MemoryBackend
 from holdfast.codec import decode
-from holdfast.config import Config, WriterConfig
 from holdfast.errors import HoldfastError, Rejected, Unavailable
 from holdfast.model import Durability
 from holdfast.supervisor.supervisor import Supervisor
 from holdfast.testing import FaultKind, FaultyBackend, ManualClock, touches
+from tests.engine.writing import drained, open_store
 
 pytestmark = pytest.mark.anyio
 
@@ -54,16 +54,6 @@ class Recorder(FaultyBackend):
 @pytest.fixture
 def backend() -> Recorder:
     return Recorder()
-
-
-def open_store(backend: Recorder, clock: ManualClock, **writer: Any) -> Supervisor:
-    return Supervisor(backend, Config(ttl_s=None, writer=WriterConfig(**writer)), clock=clock)
-
-
-async def drained(store: Supervisor) -> None:
-    with anyio.fail_after(PATIENCE_S):
-        while not store._engine.idle:
-            await anyio.lowlevel.checkpoint()
 
 
 async def outcome_of(call: Awaitable[Any], outcomes: dict[Any, Any], key: Any) -> None:
@@ -367,44 +357,6 @@ async def test_a_commit_without_an_answer_is_given_up_and_asked_for(
                 assert (await session.append("x")).seq == 1
         assert store.statistics().lanes[0].resolved == 1
         assert await data(store, "s") == ["x"]
-
-
-async def test_a_session_stays_on_one_lane(backend: Recorder, clock: ManualClock) -> None:
-    async with open_store(backend, clock, lanes=4) as store:
-        sessions = [await store.create(f"s{number}") for number in range(24)]
-        for number in range(3):
-            for session in sessions:
-                await session.append(number, durability=LATER)
-            await clock.settle()
-        await drained(store)
-        lanes: dict[str, set[int]] = {}
-        for batch in backend.batches:
-            for write in batch.writes:
-                lanes.setdefault(write.id, set()).add(batch.marker.lane)
-        assert {len(used) for used in lanes.values()} == {1}
-        assert set[int]().union(*lanes.values()) == {0, 1, 2, 3}
-        for session in sessions:
-            assert await data(store, session.id) == [0, 1, 2]
-
-
-async def test_a_held_lane_does_not_hold_the_others(backend: Recorder, clock: ManualClock) -> None:
-    async with open_store(backend, clock, lanes=2) as store:
-        by_lane: dict[int, list[Any]] = {0: [], 1: []}
-        for number in range(12):
-            session = await store.create(f"s{number}")
-            by_lane[backend.batches[-1].marker.lane].append(session)
-        (held, waits, *_), (free, *_) = by_lane[0], by_lane[1]
-        hold = backend.inject(FaultKind.HELD, when=touches(held.id))
-        await held.append("held", durability=LATER)
-        await hold.struck()
-        await waits.append("waits", durability=LATER)
-        with anyio.fail_after(PATIENCE_S):
-            assert (await free.append("free")).seq == 1
-        await clock.settle()
-        assert "waits" not in [value for batch in backend.contents for values in batch.values() for value in values]
-        hold.release()
-        await drained(store)
-        assert await data(store, waits.id) == ["waits"]
 
 
 async def test_two_lives_of_an_id_are_never_in_one_batch(backend: Recorder, clock: ManualClock) -> None:

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-import structlog
 
 from holdfast.supervisor.supervisor import Supervisor
-from tests.crash.opening import open_store
+from tests.crash.opening import open_store, run_worker
 from tests.histories.client import Client
 from tests.histories.history import Recorder
 from tests.histories.variants import VARIANTS
@@ -93,11 +92,7 @@ def main() -> None:
     parser.add_argument("--pause-s", type=float, default=0.01)
     parser.add_argument("--catch-up-s", type=float, default=20.0)
     options = parser.parse_args()
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
-    backend, backend_options = (
-        ("trio", {}) if options.loop == "trio" else ("asyncio", {"use_uvloop": options.loop == "uvloop"})
-    )
-    anyio.run(work, options, backend=backend, backend_options=backend_options)
+    run_worker(options.loop, work, options)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
 """An HTTP proxy before a DynamoDB endpoint that fails on command, and writes down what it is asked.
 
 What no emulator does by itself: throttling, conflicts, half-done batches, errors and broken
-connections before and after a request has taken effect. It runs in a thread with an event loop of its
-own, so that tests on any loop can use it.
+connections before and after a request has taken effect.
 """
 
 from __future__ import annotations
@@ -10,18 +9,15 @@ from __future__ import annotations
 import asyncio
 import enum
 import json
-import threading
 from collections import Counter
-from collections.abc import Coroutine
-from types import TracebackType
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import aiohttp
 from aiohttp import web
 
-__all__ = ["Failing", "HttpFault", "HttpProxy"]
+from tests.servers.loop_thread import LoopThread
 
-T = TypeVar("T")
+__all__ = ["Failing", "HttpFault", "HttpProxy"]
 
 
 class Failing(enum.Enum):
@@ -81,11 +77,12 @@ class HttpFault:
         return True
 
 
-class HttpProxy:
+class HttpProxy(LoopThread):
     """``with HttpProxy(endpoint) as proxy``: use ``proxy.url`` as the endpoint."""
 
     def __init__(self, endpoint: str, *, idle_s: float = 60.0) -> None:
         """``idle_s``: how long a connection may be idle until it is closed."""
+        super().__init__("http-proxy")
         self.url = ""
         self.actions: Counter[str] = Counter()
         """Requests by action, those that failed included."""
@@ -98,8 +95,6 @@ class HttpProxy:
         self._endpoint: Final = endpoint
         self._idle_s: Final = idle_s
         self._faults: list[HttpFault] = []
-        self._loop: Final = asyncio.new_event_loop()
-        self._thread: Final = threading.Thread(target=self._loop.run_forever, name="http-proxy", daemon=True)
         self._client: aiohttp.ClientSession | None = None
         self._runner: web.AppRunner | None = None
 
@@ -120,22 +115,6 @@ class HttpProxy:
         assert self._runner is not None
         assert self._runner.server is not None
         return len(self._runner.server.connections)
-
-    def __enter__(self) -> HttpProxy:
-        self._thread.start()
-        self._run(self._start())
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._run(self._stop())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-    def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(30)
 
     async def _start(self) -> None:
         self._client = aiohttp.ClientSession(auto_decompress=False)

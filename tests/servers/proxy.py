@@ -1,7 +1,6 @@
 """A TCP proxy that fails on command: latency, reset, black hole, and a cut at a chosen reply or request.
 
-It knows no protocol, and runs in a thread with an event loop of its own, so that a test on any loop
-can put it between a client and a server.
+It knows no protocol.
 """
 
 from __future__ import annotations
@@ -9,27 +8,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-import threading
-from collections.abc import Callable, Coroutine
-from types import TracebackType
-from typing import Any, Final, TypeVar
+from collections.abc import Callable
+from typing import Final
+
+from tests.servers.loop_thread import LoopThread
 
 __all__ = ["TcpProxy"]
 
-T = TypeVar("T")
 Matches = Callable[[bytes], bool]
 
 
-class TcpProxy:
+class TcpProxy(LoopThread):
     """Forwards ``127.0.0.1:port`` to a server; ``with`` starts and stops it.
 
     All methods may be called from any thread, and have taken effect when they return.
     """
 
     def __init__(self, host: str, port: int) -> None:
+        super().__init__("tcp-proxy")
         self._target: Final = (host, port)
-        self._loop: Final = asyncio.new_event_loop()
-        self._thread: Final = threading.Thread(target=self._loop.run_forever, name="tcp-proxy", daemon=True)
         self._links: Final[set[_Link]] = set()
         self._server: asyncio.Server | None = None
         self.port = 0
@@ -43,19 +40,6 @@ class TcpProxy:
         self.refusing = False
         self.at_reply: Matches | None = None
         self.at_request: Matches | None = None
-
-    def __enter__(self) -> TcpProxy:
-        self._thread.start()
-        self._run(self._start())
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._run(self._stop())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
 
     def black_hole(self) -> None:
         """Take bytes from both sides and forward none; new connections are accepted and get no answer."""
@@ -83,9 +67,6 @@ class TcpProxy:
     def cut_at_request(self, matches: Matches) -> None:
         """The same for bytes that the client sends."""
         self.at_request = matches
-
-    def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(10)
 
     def _call(self, function: Callable[[], None]) -> None:
         async def call() -> None:

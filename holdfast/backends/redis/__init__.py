@@ -38,6 +38,8 @@ def _socket(url: SplitResult) -> dict[str, object]:
 
 
 def _server(url: SplitResult) -> dict[str, object]:
+    if "," in url.netloc.rpartition("@")[2]:
+        raise ConfigError("url", "names several hosts: write one; a cluster's node tells of the others")
     place: dict[str, object] = {
         "path": None,
         "host": url.hostname or "localhost",

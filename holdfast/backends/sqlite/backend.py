@@ -106,6 +106,7 @@ class SQLiteBackend:
             name="sqlite",
             durability=Durability.DISK,
             exclusive=self._config.exclusive,
+            preferred_lanes=2,
             commits_queue=True,
             max_value_bytes=largest - _ROW_OVERHEAD_BYTES,
             max_event_bytes=largest - _ROW_OVERHEAD_BYTES,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Iterator
 
 import anyio
 import pytest
@@ -16,7 +15,6 @@ from holdfast.backends.urls import create_backend
 from holdfast.errors import LimitExceeded, OutcomeUnknown, Rejected, SessionNotFound, Unavailable
 from holdfast.testing import ManualClock
 from holdfast.testing.contract.direct import Direct, blind, creation, new_event, new_head, texts
-from tests.backends.redis_support import abused_server, behind, proxied
 from tests.servers.processes import wait_until
 from tests.servers.proxy import TcpProxy
 from tests.servers.valkey import ALWAYS, ValkeyServer, new_prefix, own_server
@@ -24,28 +22,6 @@ from tests.servers.valkey import ALWAYS, ValkeyServer, new_prefix, own_server
 pytestmark = pytest.mark.anyio
 
 SECOND = 1_000_000
-
-
-@pytest.fixture(params=["one server", "cluster"])
-def server(request: pytest.FixtureRequest) -> ValkeyServer:
-    return abused_server(request.param)
-
-
-@pytest.fixture
-def proxy(server: ValkeyServer) -> Iterator[TcpProxy]:
-    with proxied(server) as proxy:
-        yield proxy
-
-
-@pytest.fixture
-async def backend(proxy: TcpProxy) -> AsyncIterator[RedisBackend]:
-    async with behind(proxy) as backend:
-        yield backend
-
-
-@pytest.fixture
-def direct(backend: RedisBackend, clock: ManualClock) -> Direct:
-    return Direct(backend, clock)
 
 
 async def test_another_programs_key(server: ValkeyServer, direct: Direct, backend: RedisBackend) -> None:

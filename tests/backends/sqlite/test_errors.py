@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import resource
 import sqlite3
-from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
 
@@ -85,21 +84,8 @@ def test_errors_of_the_module_itself(exc: Exception, kind: type[StoreError]) -> 
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "sessions.db"
-
-
-@pytest.fixture
-async def backend(path: Path) -> AsyncIterator[SQLiteBackend]:
-    backend = SQLiteBackend(SQLiteConfig(path=str(path), busy_timeout_s=0.05))
-    await backend.open()
-    yield backend
-    await backend.close()
-
-
-@pytest.fixture
-def direct(backend: SQLiteBackend, clock: ManualClock) -> Direct:
-    return Direct(backend, clock)
+def config(path: Path) -> SQLiteConfig:
+    return SQLiteConfig(path=str(path), busy_timeout_s=0.05)
 
 
 async def pragma(backend: SQLiteBackend, text: str) -> int:

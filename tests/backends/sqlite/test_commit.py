@@ -24,16 +24,17 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "sessions.db"
+def config(path: Path) -> SQLiteConfig:
+    return SQLiteConfig(path=str(path), poll_interval_s=0.001)
 
 
 @pytest.fixture
-async def make_backend(path: Path) -> AsyncIterator[MakeBackend]:
+async def make_backend(config: SQLiteConfig) -> AsyncIterator[MakeBackend]:
+    """Makes further backends on the same file."""
     backends = list[SQLiteBackend]()
 
     async def make() -> SQLiteBackend:
-        backend = SQLiteBackend(SQLiteConfig(path=str(path), poll_interval_s=0.001))
+        backend = SQLiteBackend(config)
         backends.append(backend)
         await backend.open()
         return backend
@@ -41,16 +42,6 @@ async def make_backend(path: Path) -> AsyncIterator[MakeBackend]:
     yield make
     for backend in backends:
         await backend.close()
-
-
-@pytest.fixture
-async def backend(make_backend: MakeBackend) -> SQLiteBackend:
-    return await make_backend()
-
-
-@pytest.fixture
-def direct(backend: SQLiteBackend, clock: ManualClock) -> Direct:
-    return Direct(backend, clock)
 
 
 def rows(path: Path, table: str) -> int:

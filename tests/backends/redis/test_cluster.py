@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import anyio
@@ -86,17 +86,8 @@ def pair() -> Pair:
 
 
 @pytest.fixture
-async def backend(pair: Pair) -> AsyncIterator[RedisBackend]:
-    backend = create_backend(pair.low.url(prefix=new_prefix(), timeout_s=1))
-    assert isinstance(backend, RedisBackend)
-    await backend.open()
-    yield backend
-    await backend.close()
-
-
-@pytest.fixture
-def direct(backend: RedisBackend, clock: ManualClock) -> Direct:
-    return Direct(backend, clock)
+def url(pair: Pair) -> str:
+    return pair.low.url(prefix=new_prefix(), timeout_s=1)
 
 
 async def create_many(direct: Direct, clock: ManualClock) -> list[Head]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from holdfast.backends.postgres import schema as schema_module
-from tests.backends.postgres_support import sql
+from tests.backends.postgres.support import sql
 from tests.servers.postgres import own_server
 
 INSTANCES = 10
@@ -35,9 +35,9 @@ def test_ten_processes_open_an_empty_database() -> None:
 @contextlib.contextmanager
 def _instance(url: str, number: int) -> Iterator[subprocess.Popen[str]]:
     with subprocess.Popen(
-        [sys.executable, "-m", "tests.backends.postgres_instance", url, str(number)],
+        [sys.executable, "-m", "tests.backends.postgres.instance", url, str(number)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
     ) as process:  # fmt: skip
         try:
             yield process

@@ -49,11 +49,6 @@ async def pair(url: str) -> AsyncIterator[tuple[RedisBackend, RedisBackend]]:
         await backend.close()
 
 
-@pytest.fixture(params=["valkey", "cluster"])
-def url(request: pytest.FixtureRequest) -> str:
-    return shared_url(request.param, prefix=new_prefix())
-
-
 async def test_hints_name_the_sessions(pair: tuple[RedisBackend, RedisBackend], clock: ManualClock) -> None:
     """C32: one message a flush, of which one's own are left out."""
     here, there = Direct(pair[0], clock, "here"), Direct(pair[1], clock, "there")

@@ -1,6 +1,6 @@
 """One server process on a database: opens the store when it is told to, writes, and later reads what all have written.
 
-``python -m tests.backends.postgres_instance URL NUMBER``; it goes one step on for each line that it gets.
+``python -m tests.backends.postgres.instance URL NUMBER``; it goes one step on for each line that it gets.
 """
 
 from __future__ import annotations

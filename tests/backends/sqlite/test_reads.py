@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from pathlib import Path
-
 import pytest
 
 from holdfast.backends.base import LoadRequest
-from holdfast.backends.sqlite import SQLiteBackend, SQLiteConfig, reads
-from holdfast.testing import ManualClock
+from holdfast.backends.sqlite import reads
 from holdfast.testing.contract.direct import Direct, blind, creation, new_event, new_head
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-async def direct(tmp_path: Path, clock: ManualClock) -> AsyncIterator[Direct]:
-    backend = SQLiteBackend(SQLiteConfig(path=str(tmp_path / "sessions.db")))
-    await backend.open()
-    yield Direct(backend, clock)
-    await backend.close()
 
 
 async def walk(direct: Direct, session_id: str, **query: object) -> tuple[list[int], int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import anyio
@@ -13,8 +12,8 @@ from holdfast.backends.postgres import PostgresBackend, reads
 from holdfast.backends.postgres.names import Names
 from holdfast.testing import ManualClock
 from holdfast.testing.contract.direct import Direct, blind, creation, new_event, new_head
-from tests.backends.postgres_support import opened, sql
-from tests.servers.postgres import new_schema, shared_url
+from tests.backends.postgres.support import MakeBackend, sql
+from tests.servers.postgres import shared_url
 
 SECOND = 1_000_000
 TABLES = ("sessions", "state", "events", "overdue", "markers")
@@ -28,29 +27,23 @@ def anyio_backend(request: pytest.FixtureRequest) -> Any:
 
 
 @pytest.fixture
-def schema() -> str:
-    return new_schema()
-
-
-@pytest.fixture
-async def backend(schema: str, clock: ManualClock) -> AsyncIterator[PostgresBackend]:
+async def backend(make_backend: MakeBackend, schema: str, clock: ManualClock) -> PostgresBackend:
     """Filled: 3,000 sessions with two keys and ten events each, one owner in ten, analysed."""
-    async with opened(shared_url(), schema) as make:
-        backend = await make()
-        direct = Direct(backend, clock, "filler")
-        for start in range(0, 3_000, 500):
-            await direct.commit(
-                *(
-                    creation(
-                        new_head(f"s{number}", clock.now_us(), owner=f"o{number % 10}", ttl_us=3_600 * SECOND),
-                        sets={"a": (b"1", 1), "b": (b"2", 1)},
-                        events=[new_event(str(n), stream=f"{n % 2}", time_us=clock.now_us()) for n in range(10)],
-                    )
-                    for number in range(start, start + 500)
+    backend = await make_backend()
+    direct = Direct(backend, clock, "filler")
+    for start in range(0, 3_000, 500):
+        await direct.commit(
+            *(
+                creation(
+                    new_head(f"s{number}", clock.now_us(), owner=f"o{number % 10}", ttl_us=3_600 * SECOND),
+                    sets={"a": (b"1", 1), "b": (b"2", 1)},
+                    events=[new_event(str(n), stream=f"{n % 2}", time_us=clock.now_us()) for n in range(10)],
                 )
+                for number in range(start, start + 500)
             )
-        await sql(shared_url(), "; ".join(f'ANALYZE "{schema}".{table}' for table in TABLES), fetch=False)
-        yield backend
+        )
+    await sql(shared_url(), "; ".join(f'ANALYZE "{schema}".{table}' for table in TABLES), fetch=False)
+    return backend
 
 
 async def test_plans_of_the_reads(backend: PostgresBackend, direct_head: Any, schema: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator
 from typing import Any
 
 import anyio
@@ -23,22 +22,11 @@ from holdfast.errors import ConfigError, HoldfastError, OutcomeUnknown, Rejected
 from holdfast.model import Durability
 from holdfast.testing import ManualClock
 from holdfast.testing.contract.direct import Direct, blind
-from tests.backends.postgres_support import MakeBackend, opened, sql
-from tests.servers.postgres import PASSWORD, SAFE, new_schema, own_server, shared_url
+from tests.backends.postgres.support import MakeBackend, opened, sql
+from tests.servers.postgres import PASSWORD, SAFE, own_server, shared_url
 from tests.servers.processes import free_port
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def schema() -> str:
-    return new_schema()
-
-
-@pytest.fixture
-async def make_backend(schema: str) -> AsyncIterator[MakeBackend]:
-    async with opened(shared_url(), schema) as make:
-        yield make
 
 
 # --- settings ------------------------------------------------------------------
@@ -119,11 +107,19 @@ async def test_wrong_address_is_named(url: str, field: str) -> None:
         "%2Fvar%2Frun%2F" + "a" * 70 + "/postgres",
         "[::1]:1/postgres",
         "/postgres?host=127.0.0.1,127.0.0.1&port=1,2",
+        "127.0.0.1:1,[::1]:2,127.0.0.1/postgres",
     ],
 )
 async def test_unusual_addresses_are_left_to_the_driver(place: str) -> None:
     with pytest.raises(Unavailable):
         await create_backend(f"postgresql://u:{PASSWORD}@{place}").open()
+
+
+async def test_the_first_of_several_hosts_that_answers(schema: str) -> None:
+    """As `libpq` takes them: each with its own port."""
+    before, _, place = shared_url().rpartition("@")
+    async with opened(f"{before}@127.0.0.1:1,{place}", schema) as make:
+        assert (await (await make()).describe())["backend"] == "postgres"
 
 
 async def test_pooler_is_found_out(schema: str) -> None:

@@ -24,7 +24,7 @@ from holdfast.backends.urls import create_backend
 from holdfast.errors import ConfigError, HoldfastError, StoreClosed, Unavailable
 from holdfast.testing import ManualClock
 from holdfast.testing.contract.direct import Direct
-from tests.backends.postgres_support import sql
+from tests.backends.postgres.support import sql
 from tests.servers.certificates import Authority
 from tests.servers.postgres import PASSWORD, PostgresServer, debian_binaries, new_schema, server_folder
 

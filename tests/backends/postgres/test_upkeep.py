@@ -15,33 +15,12 @@ from holdfast.backends.postgres import PostgresBackend, upkeep
 from holdfast.errors import Unavailable
 from holdfast.testing import ManualClock
 from holdfast.testing.contract.direct import Direct, blind, creation, new_event, new_head
-from tests.backends.postgres_support import MakeBackend, opened, sql
-from tests.servers.postgres import new_schema, shared_url
+from tests.backends.postgres.support import sql
+from tests.servers.postgres import shared_url
 
 SECOND = 1_000_000
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def schema() -> str:
-    return new_schema()
-
-
-@pytest.fixture
-async def make_backend(schema: str) -> AsyncIterator[MakeBackend]:
-    async with opened(shared_url(), schema) as make:
-        yield make
-
-
-@pytest.fixture
-async def backend(make_backend: MakeBackend) -> PostgresBackend:
-    return await make_backend()
-
-
-@pytest.fixture
-def direct(backend: PostgresBackend, clock: ManualClock) -> Direct:
-    return Direct(backend, clock)
 
 
 # --- expiry ----------------------------------------------------------------------

@@ -5,15 +5,13 @@ from __future__ import annotations
 import re
 import socket
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from types import TracebackType
 
 import pytest
 
 from holdfast.backends.base import Head, TrimPolicy
 from holdfast.backends.redis import RedisBackend
-from holdfast.backends.urls import create_backend
-from holdfast.testing import ManualClock
 from holdfast.testing.contract.direct import Direct, blind, new_event, texts
 from tests.servers.valkey import ValkeyServer, new_prefix, packed, shared_server
 
@@ -76,17 +74,8 @@ def server() -> ValkeyServer:
 
 
 @pytest.fixture
-async def backend(server: ValkeyServer) -> AsyncIterator[RedisBackend]:
-    backend = create_backend(server.url(prefix=new_prefix()))
-    assert isinstance(backend, RedisBackend)
-    await backend.open()
-    yield backend
-    await backend.close()
-
-
-@pytest.fixture
-def direct(backend: RedisBackend, clock: ManualClock) -> Direct:
-    return Direct(backend, clock)
+def url(server: ValkeyServer) -> str:
+    return server.url(prefix=new_prefix())
 
 
 @pytest.fixture

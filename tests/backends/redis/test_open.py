@@ -96,6 +96,7 @@ def test_urls(url: str, expected: RedisConfig) -> None:
     ("url", "field"),
     [
         ("redis://h/zero", "url"),
+        ("redis://h1:6379,h2:6379/0", "url"),
         ("redis+unix://", "url"),
         ("redis+unix://host/file", "url"),
         ("redis://h?prefix=a%7Bb%7D", "prefix"),

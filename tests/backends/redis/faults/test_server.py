@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import anyio
@@ -15,35 +15,13 @@ from holdfast.backends.redis import RedisBackend
 from holdfast.errors import OutcomeUnknown, Unavailable
 from holdfast.testing import ManualClock
 from holdfast.testing.contract.direct import Direct, blind, new_event, texts
-from tests.backends.redis_support import abused_server, behind, proxied
+from tests.backends.redis.faults.support import behind
 from tests.servers.proxy import TcpProxy
 from tests.servers.valkey import ValkeyServer, new_prefix, packed
 
 pytestmark = pytest.mark.anyio
 
 SECOND = 1_000_000
-
-
-@pytest.fixture(params=["one server", "cluster"])
-def server(request: pytest.FixtureRequest) -> ValkeyServer:
-    return abused_server(request.param)
-
-
-@pytest.fixture
-def proxy(server: ValkeyServer) -> Iterator[TcpProxy]:
-    with proxied(server) as proxy:
-        yield proxy
-
-
-@pytest.fixture
-async def backend(proxy: TcpProxy) -> AsyncIterator[RedisBackend]:
-    async with behind(proxy) as backend:
-        yield backend
-
-
-@pytest.fixture
-def direct(backend: RedisBackend, clock: ManualClock) -> Direct:
-    return Direct(backend, clock)
 
 
 def configure(server: ValkeyServer, **settings: str) -> None:

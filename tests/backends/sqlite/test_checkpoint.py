@@ -50,8 +50,8 @@ def test_failed_checkpoint_stays_due() -> None:
 
 
 @pytest.fixture
-def config(tmp_path: Path) -> SQLiteConfig:
-    return SQLiteConfig(path=str(tmp_path / "sessions.db"), checkpoint_pages=50)
+def config(path: Path) -> SQLiteConfig:
+    return SQLiteConfig(path=str(path), checkpoint_pages=50)
 
 
 @pytest.fixture

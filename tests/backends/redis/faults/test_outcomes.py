@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import anyio
@@ -21,35 +21,12 @@ from holdfast.errors import OutcomeUnknown, Unavailable
 from holdfast.model import Durability
 from holdfast.testing import ManualClock
 from holdfast.testing.contract.direct import Direct, blind, creation, new_event, new_head, texts
-from tests.backends.redis_support import abused_server, behind, proxied
 from tests.servers.proxy import TcpProxy
 from tests.servers.valkey import ALWAYS, ValkeyServer, new_prefix, own_server
 
 pytestmark = pytest.mark.anyio
 
 SECOND = 1_000_000
-
-
-@pytest.fixture(params=["one server", "cluster"])
-def server(request: pytest.FixtureRequest) -> ValkeyServer:
-    return abused_server(request.param)
-
-
-@pytest.fixture
-def proxy(server: ValkeyServer) -> Iterator[TcpProxy]:
-    with proxied(server) as proxy:
-        yield proxy
-
-
-@pytest.fixture
-async def backend(proxy: TcpProxy) -> AsyncIterator[RedisBackend]:
-    async with behind(proxy) as backend:
-        yield backend
-
-
-@pytest.fixture
-def direct(backend: RedisBackend, clock: ManualClock) -> Direct:
-    return Direct(backend, clock)
 
 
 def is_script(data: bytes) -> bool:
@@ -297,6 +274,13 @@ def _offset(server: ValkeyServer) -> bytes:
     return server.command("INFO", "replication").partition(b"master_repl_offset:")[2].split()[0]
 
 
+async def replicated(primary: ValkeyServer, replica: ValkeyServer) -> None:
+    """Wait until the replica has everything."""
+    with anyio.fail_after(20):
+        while b"link_status:up" not in replica.command("INFO") or _offset(primary) != _offset(replica):
+            await anyio.sleep(0.02)
+
+
 async def test_failover(clock: ManualClock) -> None:
     """READONLY: the primary was demoted, and its name leads to another server."""
     settings = {**ALWAYS, "repl-diskless-sync-delay": "0"}
@@ -307,9 +291,7 @@ async def test_failover(clock: ManualClock) -> None:
         try:
             direct = Direct(backend, clock)
             head = await direct.append(await direct.create("s"), "a")
-            with anyio.fail_after(20):
-                while b"link_status:up" not in second.command("INFO") or _offset(first) != _offset(second):
-                    await anyio.sleep(0.02)
+            await replicated(first, second)
             second.command("REPLICAOF", "NO", "ONE")
             first.command("REPLICAOF", "127.0.0.1", str(second.port))
             name._target = ("127.0.0.1", second.port)  # type: ignore[misc]
@@ -337,9 +319,7 @@ async def test_failover_to_a_replica_that_lacks_the_last_writes(clock: ManualClo
         try:
             direct = Direct(backend, clock)
             head = await direct.append(await direct.create("s"), "a")
-            with anyio.fail_after(20):
-                while b"link_status:up" not in second.command("INFO") or _offset(first) != _offset(second):
-                    await anyio.sleep(0.02)
+            await replicated(first, second)
             replication.black_hole()
             assert texts(await direct.events(await direct.append(head, "lost"))) == ["a", "lost"]
             LosesReply(name, then_refuse=True)

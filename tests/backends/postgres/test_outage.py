@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import anyio
@@ -22,7 +22,7 @@ from holdfast.errors import DeadlineExceeded, HoldfastError, OutcomeUnknown, Sto
 from holdfast.supervisor.session import Session
 from holdfast.testing import ManualClock
 from holdfast.testing.contract.direct import Direct, blind, new_event
-from tests.backends.postgres_support import MakeBackend, opened, sql
+from tests.backends.postgres.support import MakeBackend, opened, sql
 from tests.servers.postgres import (
     PASSWORD,
     SAFE,
@@ -295,12 +295,6 @@ async def test_commit_let_go_without_a_standby_is_no_success(server: PostgresSer
 
 
 # --- hints -----------------------------------------------------------------------
-
-
-@pytest.fixture
-async def make_backend() -> AsyncIterator[MakeBackend]:
-    async with opened(shared_url(), new_schema()) as make:
-        yield make
 
 
 class Heard:

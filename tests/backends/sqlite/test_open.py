@@ -22,11 +22,6 @@ from holdfast.testing.contract.direct import Direct
 from holdfast.testing.leaks import assert_no_leaks
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "sessions.db"
-
-
 def backend_for(path: Path, **settings: object) -> SQLiteBackend:
     return SQLiteBackend(SQLiteConfig(path=str(path), **{"busy_timeout_s": 0.05, **settings}))  # type: ignore[arg-type]
 

@@ -21,12 +21,12 @@ from holdfast.backends.postgres.privileges import FUNCTION_NAMES, TABLE_PRIVILEG
 from holdfast.errors import SchemaError
 from holdfast.testing import ManualClock
 from holdfast.testing.contract.direct import Direct, blind, creation, new_event, new_head
-from tests.backends.postgres_support import opened, sql
+from tests.backends.postgres.support import opened, sql
 from tests.servers.postgres import PASSWORD, new_schema, shared_url
 
 pytestmark = pytest.mark.anyio
 
-PAGE = (Path(__file__).parents[2] / "docs/postgresql.md").read_text()
+PAGE = (Path(__file__).parents[3] / "docs/postgresql.md").read_text()
 SECOND = 1_000_000
 
 

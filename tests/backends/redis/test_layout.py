@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -17,31 +17,11 @@ from holdfast.backends.urls import create_backend
 from holdfast.errors import OutcomeUnknown, Rejected, Unavailable
 from holdfast.testing import ManualClock
 from holdfast.testing.contract.direct import Direct, blind, creation, fenced, new_event, new_head, texts
-from tests.servers.valkey import new_prefix, shared_url
 
 pytestmark = pytest.mark.anyio
 
 SECOND = 1_000_000
 HOUR = 3_600 * SECOND
-
-
-@pytest.fixture(params=["valkey", "cluster"])
-def url(request: pytest.FixtureRequest) -> str:
-    return shared_url(request.param, prefix=new_prefix())
-
-
-@pytest.fixture
-async def backend(url: str) -> AsyncIterator[RedisBackend]:
-    backend = create_backend(url)
-    assert isinstance(backend, RedisBackend)
-    await backend.open()
-    yield backend
-    await backend.close()
-
-
-@pytest.fixture
-def direct(backend: RedisBackend, clock: ManualClock) -> Direct:
-    return Direct(backend, clock)
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator
 from typing import Any
 
 import anyio
@@ -18,34 +17,13 @@ from holdfast.backends.postgres.commit import Committer
 from holdfast.backends.postgres.names import Names
 from holdfast.testing import ManualClock
 from holdfast.testing.contract.direct import Direct, blind, creation, new_event, new_head, texts
-from tests.backends.postgres_support import MakeBackend, batch_of, opened, sql
-from tests.servers.postgres import new_schema, shared_url
+from tests.backends.postgres.support import batch_of, opened, sql
+from tests.servers.postgres import shared_url
 
 SECOND = 1_000_000
 MARKER = Marker("w", 0, 1)
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def schema() -> str:
-    return new_schema()
-
-
-@pytest.fixture
-async def make_backend(schema: str) -> AsyncIterator[MakeBackend]:
-    async with opened(shared_url(), schema) as make:
-        yield make
-
-
-@pytest.fixture
-async def backend(make_backend: MakeBackend) -> PostgresBackend:
-    return await make_backend()
-
-
-@pytest.fixture
-def direct(backend: PostgresBackend, clock: ManualClock) -> Direct:
-    return Direct(backend, clock)
 
 
 def append(head: Head, text: str = "x", **fields: Any) -> SessionWrite:

@@ -6,7 +6,6 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,7 +25,7 @@ from holdfast.backends.base import (
     Status,
 )
 from holdfast.backends.memory import MemoryBackend
-from holdfast.backends.sqlite import SQLiteBackend, SQLiteConfig
+from holdfast.backends.sqlite import SQLiteBackend
 from holdfast.backends.sqlite.trusted import trusted_flush
 from holdfast.model import Durability
 from holdfast.testing import ManualClock
@@ -37,14 +36,6 @@ pytestmark = pytest.mark.anyio
 SECOND: Final = 1_000_000
 IDS: Final = [f"s{number}" for number in range(12)]
 STEPS: Final = 150
-
-
-@pytest.fixture
-async def backend(tmp_path: Path) -> AsyncIterator[SQLiteBackend]:
-    backend = SQLiteBackend(SQLiteConfig(path=str(tmp_path / "sessions.db")))
-    await backend.open()
-    yield backend
-    await backend.close()
 
 
 class Chance:
@@ -218,14 +209,14 @@ anyio.run(main)
 """
 
 
-def test_a_large_flush_makes_no_temporary_file(tmp_path: Path) -> None:
+def test_a_large_flush_makes_no_temporary_file(path: Path, tmp_path: Path) -> None:
     """There may be no folder for it. In a process of its own, for SQLite asks once where that is."""
     folder = tmp_path / "temporary"
     folder.mkdir()
     long_ago_ns = 10**18
     os.utime(folder, ns=(long_ago_ns, long_ago_ns))
     subprocess.run(
-        [sys.executable, "-c", _LARGE_FLUSHES, str(tmp_path / "sessions.db")],
+        [sys.executable, "-c", _LARGE_FLUSHES, str(path)],
         env=os.environ | {"SQLITE_TMPDIR": str(folder)},
         check=True,
         timeout=60,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import anyio
@@ -16,34 +16,13 @@ from holdfast.errors import OutcomeUnknown, Overloaded, Rejected, StoreError, Un
 from holdfast.model import Durability
 from holdfast.testing import ManualClock
 from holdfast.testing.contract.direct import Direct, blind, creation, fenced, new_event, new_head, texts
-from tests.backends.postgres_support import MakeBackend, batch_of, opened, sql
-from tests.servers.postgres import new_schema, port_of, shared_url, with_port
+from tests.backends.postgres.support import MakeBackend, batch_of, sql
+from tests.servers.postgres import port_of, shared_url, with_port
 from tests.servers.proxy import TcpProxy
 
 SECOND = 1_000_000
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def schema() -> str:
-    return new_schema()
-
-
-@pytest.fixture
-async def make_backend(schema: str) -> AsyncIterator[MakeBackend]:
-    async with opened(shared_url(), schema) as make:
-        yield make
-
-
-@pytest.fixture
-async def backend(make_backend: MakeBackend) -> PostgresBackend:
-    return await make_backend()
-
-
-@pytest.fixture
-def direct(backend: PostgresBackend, clock: ManualClock) -> Direct:
-    return Direct(backend, clock)
 
 
 @pytest.fixture
