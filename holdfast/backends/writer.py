@@ -179,6 +179,8 @@ class Writer:
     def has_enough(self) -> bool:
         """Whether to begin a flush now. If not, a lane is called when there is enough."""
         self._wanted = self._enough()
+        if not self._queues and 1 < self._wanted < sys.maxsize:
+            self._waited_for.set()
         return len(self._ready) >= self._wanted
 
     def _enough(self) -> int:
@@ -232,8 +234,6 @@ class Writer:
         self._under_way |= ids
         if self.has_enough():
             self._call_lane()
-        elif not self._queues and 1 < self._wanted < sys.maxsize:
-            self._waited_for.set()
 
     def ended(self, ids: set[str]) -> None:
         """The flush of these sessions is over; its lane looks what to do next."""

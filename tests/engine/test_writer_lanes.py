@@ -133,6 +133,26 @@ async def test_a_slow_flush_is_not_waited_for(backend: Parallel, clock: ManualCl
         await drained(store)
 
 
+async def test_a_slow_flush_that_began_with_every_lane_busy_is_not_waited_for(
+    backend: Parallel, clock: ManualClock
+) -> None:
+    """That there is something to wait for is only found when another one has ended."""
+    async with open_store(backend, clock, lanes=2) as store:
+        small, sessions = await held_flush(backend, store, clock, size=1, others=11)
+        large = backend.inject(FaultKind.HELD)
+        for session in sessions[:10]:
+            await session.append("held", durability=LATER)
+        await large.struck()
+        assert backend.sizes == [10]
+        small.release()
+        await clock.settle()
+        await append_to(sessions[10:], clock)
+        assert backend.sizes == [10]
+        await clock.advance(SLOW_S)
+        assert backend.sizes == [10, 1]
+        large.release()
+
+
 async def test_a_lane_that_was_slow_once_is_waited_for_again(backend: Parallel, clock: ManualClock) -> None:
     async with open_store(backend, clock, lanes=2) as store:
         hold, sessions = await held_flush(backend, store, clock, size=10, others=4)
