@@ -401,7 +401,8 @@ class Supervisor:
         return await engine.within(deadline_s, read)
 
     def _handle(self, session_id: str, incarnation: int) -> Session:
-        return Session(self._engine, self._open_parts.checks, session_id, incarnation)
+        parts = self._open_parts  # closed meanwhile or not: the session is there
+        return Session(parts.engine, parts.checks, session_id, incarnation)
 
     # Upkeep
 

@@ -163,6 +163,28 @@ async def test_bytes_of_one_sessions_write_are_bounded(backend: Recorder, clock:
         assert [[value[0] for value in batch["s"]] for batch in batches] == [["0", "1"], ["2", "3"], ["4"]]
 
 
+async def test_a_stores_own_bound_on_one_sessions_write_holds_where_it_is_lower(
+    backend: Recorder, clock: ManualClock
+) -> None:
+    inner: Any = backend.inner
+    inner.capabilities = msgspec.structs.replace(inner.capabilities, max_unit_bytes=1000)
+    async with open_store(backend, clock, max_batch_bytes=2000) as store:
+        writes = [("s", str(number) * 400) for number in range(5)]
+        batches = await queue_behind_a_flush(backend, store, clock, writes)
+        assert [[value[0] for value in batch["s"]] for batch in batches] == [["0", "1"], ["2", "3"], ["4"]]
+
+
+async def test_a_session_adds_no_more_to_a_batch_than_there_is_room(backend: Recorder, clock: ManualClock) -> None:
+    """But for its first unit."""
+    async with open_store(backend, clock, max_batch_bytes=1000) as store:
+        writes = [("a", "0" * 400), *(("b", str(number) * 400) for number in range(3))]
+        await queue_behind_a_flush(backend, store, clock, writes)
+        assert [{key: len(values) for key, values in batch.items()} for batch in backend.contents] == [
+            {"a": 1, "b": 1},
+            {"b": 2},
+        ]
+
+
 async def test_a_batch_is_full_once_it_has_its_bytes(backend: Recorder, clock: ManualClock) -> None:
     """Every session may add one unit to a batch with room left, so that none waits for ever."""
     async with open_store(backend, clock, max_batch_bytes=1000) as store:
