@@ -167,6 +167,35 @@ async def test_a_lane_that_was_slow_once_is_waited_for_again(backend: Parallel, 
         hold.release()
 
 
+async def test_a_flush_is_slow_by_its_own_time(backend: Parallel, clock: ManualClock) -> None:
+    """Not by that of the one which its lane had before."""
+    async with open_store(backend, clock, lanes=2) as store:
+        hold, sessions = await held_flush(backend, store, clock, size=10, others=4)
+        await clock.advance(SLOW_S / 2)
+        hold.release()
+        await drained(store)
+        again = [await store.require(f"first{number}") for number in range(10)]
+        hold = backend.inject(FaultKind.HELD)
+        await append_to(again, clock)
+        await append_to(sessions, clock)
+        await clock.advance(SLOW_S / 2)
+        assert backend.sizes[-1] == 10
+        await clock.advance(SLOW_S)
+        assert backend.sizes[-1] == 4
+        hold.release()
+
+
+async def test_what_a_flush_has_no_room_for_is_begun_beside_it(backend: Parallel, clock: ManualClock) -> None:
+    async with open_store(backend, clock, lanes=2, max_batch_sessions=2) as store:
+        sessions = [await store.create(f"s{number}") for number in range(4)]
+        await drained(store)
+        backend.asked.clear()
+        hold = backend.inject(FaultKind.HELD, times=2)
+        await append_to(sessions, clock)
+        assert backend.sizes == [2, 2]
+        hold.release()
+
+
 async def test_another_life_of_an_id_waits_for_the_first_to_end(backend: Parallel, clock: ManualClock) -> None:
     """With nothing else in the queue, and a lane free."""
     async with open_store(backend, clock, lanes=2) as store:
