@@ -8,13 +8,16 @@ from typing import Any
 import anyio
 import pytest
 
-from holdfast.backends.base import Marker, Outcome
+from holdfast.backends.base import Marker, Outcome, SessionWrite
+from holdfast.backends.flusher import Counts, Flusher, Part
 from holdfast.backends.memory import MemoryBackend
 from holdfast.config import Config, WriterConfig
 from holdfast.errors import HoldfastError, OutcomeUnknown, Rejected, StoreClosed
+from holdfast.model import Durability
 from holdfast.supervisor.session import Session
 from holdfast.supervisor.supervisor import Supervisor
 from holdfast.testing import FaultKind, FaultyBackend, ManualClock, touches
+from holdfast.testing.faults import Operation
 
 pytestmark = pytest.mark.anyio
 
@@ -23,7 +26,8 @@ RETRY_FOR_S = 20.0
 
 
 def open_store(backend: FaultyBackend, clock: ManualClock, **writer: Any) -> Supervisor:
-    return Supervisor(backend, Config(ttl_s=None, writer=WriterConfig(retry_for_s=RETRY_FOR_S, **writer)), clock=clock)
+    config = WriterConfig(**{"retry_for_s": RETRY_FOR_S, **writer})
+    return Supervisor(backend, Config(ttl_s=None, writer=config), clock=clock)
 
 
 async def append(session: Session, told: list[Exception | int]) -> None:
@@ -173,3 +177,83 @@ async def test_a_create_under_way_at_the_end_is_waited_for(clock: ManualClock) -
             await anyio.sleep(0.01)  # the drain polls
             hold.release()
     assert told == ["s", True]
+
+
+@pytest.mark.parametrize("operation", ["commit", "resolve"])
+async def test_no_answer_is_a_failure_of_the_store(clock: ManualClock, operation: Operation) -> None:
+    """To a commit, or to the question what became of one."""
+    backend = FaultyBackend(MemoryBackend())
+    failures = 1 if operation == "commit" else 2
+    async with open_store(
+        backend, clock, commit_timeout_s=0.01, read_timeout_s=0.01, breaker_failures=failures
+    ) as store:
+        session = await store.create("s")
+        if operation == "resolve":
+            backend.inject(FaultKind.UNKNOWN_LOST)
+        backend.inject(FaultKind.HELD, operation)
+        told = list[Exception | int]()
+        async with clock.flowing():
+            await append(session, told)
+        assert told == [1]
+        statistics = store.statistics()
+        assert (statistics.breaker, statistics.breaker_opened) == ("closed", 1)
+
+
+async def test_what_a_lane_counts(clock: ManualClock) -> None:
+    backend = FaultyBackend(MemoryBackend())
+    async with open_store(backend, clock) as store:
+        sessions = [await store.create(f"s{number}") for number in range(3)]
+        hold = backend.inject(FaultKind.HELD)
+        told = list[Exception | int]()
+        async with anyio.create_task_group() as tasks:
+            for session in sessions:
+                tasks.start_soon(append, session, told)
+            await hold.struck()
+            await clock.settle()
+            await clock.advance(3)
+            hold.release()
+        await append(sessions[0], told)
+        backend.inject(FaultKind.REJECTED)
+        await append(sessions[0], told)
+        outage = backend.inject(FaultKind.UNAVAILABLE, times=None)
+        async with clock.flowing(), anyio.create_task_group() as tasks:
+            for session in sessions[1:]:
+                tasks.start_soon(append, session, told)
+        outage.release()
+        assert [type(each).__name__ for each in told] == [*["int"] * 4, "Rejected", *["Unavailable"] * 2]
+        (lane,) = store.statistics().lanes
+        assert (lane.writes, lane.events, lane.largest_batch, lane.failed_writes) == (7, 4, 3, 3)
+        assert lane.busy_s >= 3 + RETRY_FOR_S
+
+
+class Failing:
+    """A source that fails in everything but saying so."""
+
+    id = "s"
+
+    def __init__(self) -> None:
+        self.errors = list[Exception]()
+
+    def fail(self, _error: object) -> None:
+        raise RuntimeError
+
+    reject = settle = fail
+
+    def crashed(self, error: Exception) -> None:
+        self.errors.append(error)
+
+
+@pytest.mark.parametrize("kind", [FaultKind.REJECTED, FaultKind.UNAVAILABLE, None], ids=str)
+async def test_a_source_that_cannot_be_told_has_crashed_alone(clock: ManualClock, kind: FaultKind | None) -> None:
+    backend = FaultyBackend(MemoryBackend())
+    async with open_store(backend, clock, retry_for_s=0.001) as store:
+        await store.create("s")
+        if kind is not None:
+            backend.inject(kind, times=None)
+        write = SessionWrite(id="s", incarnation=1, accepted_us=0, active_us=0, version=0, base_seq=0)
+        sources: list[Any] = [Failing(), Failing()]
+        flusher = Flusher(store._engine.writer, 7, Counts())
+        async with clock.flowing():
+            await flusher.flush(Part(sources, [write, write], Durability.MEMORY))
+        assert [[type(error) for error in source.errors] for source in sources] == [[RuntimeError]] * 2
+        backend.heal()
