@@ -290,7 +290,7 @@ class Supervisor:
             await self._create(head, unit)
         else:
             await engine.by_deadline(deadline_s, unit, lambda: self._create(head, unit))
-        return self._handle(head.id, incarnation)
+        return self._handle(engine, head.id, incarnation)  # closed meanwhile or not: the session is there
 
     async def _create(self, head: Head, unit: Unit) -> None:
         engine = self._engine
@@ -326,7 +326,7 @@ class Supervisor:
         engine = self._engine
         check_session_id(id)
         actor = await engine.within(deadline_s, lambda: self._find(id, owner))
-        return None if actor is None else self._handle(id, actor.incarnation)
+        return None if actor is None else self._handle(self._engine, id, actor.incarnation)
 
     async def _find(self, session_id: str, owner: str | None) -> SessionActor | None:
         engine = self._engine
@@ -400,9 +400,8 @@ class Supervisor:
 
         return await engine.within(deadline_s, read)
 
-    def _handle(self, session_id: str, incarnation: int) -> Session:
-        parts = self._open_parts  # closed meanwhile or not: the session is there
-        return Session(parts.engine, parts.checks, session_id, incarnation)
+    def _handle(self, engine: Engine, session_id: str, incarnation: int) -> Session:
+        return Session(engine, self._open_parts.checks, session_id, incarnation)
 
     # Upkeep
 

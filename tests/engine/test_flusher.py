@@ -257,3 +257,13 @@ async def test_a_source_that_cannot_be_told_has_crashed_alone(clock: ManualClock
             await flusher.flush(Part(sources, [write, write], Durability.MEMORY))
         assert [[type(error) for error in source.errors] for source in sources] == [[RuntimeError]] * 2
         backend.heal()
+
+
+def test_halves_keep_the_level_of_the_whole() -> None:
+    """Which of them needs it is not known any more."""
+    write = SessionWrite(id="s", incarnation=1, accepted_us=0, active_us=0, version=0, base_seq=0)
+    sources: list[Any] = [Failing() for _ in range(3)]
+    halves = Part(sources, [write] * 3, Durability.DISK).halves()
+    assert [half.durability for half in halves] == [Durability.DISK] * 2
+    assert [len(half.writes) for half in halves] == [1, 2]
+    assert [source for half in halves for source in half.sources] == sources

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import anyio
+import anyio.to_thread
 import pytest
 
 from holdfast.errors import StoreClosed
@@ -183,3 +184,21 @@ async def test_a_collected_subscription_gives_its_place_up_at_once(backend: Faul
             del events
             await clock.settle()
             assert hot(store) == {"next"}
+
+
+async def test_room_of_which_nobody_was_told_is_found_in_the_end(backend: FaultyBackend, clock: ManualClock) -> None:
+    """A subscription that another thread's garbage collection ended."""
+    async with open_store(backend, clock, max_hot_sessions=1, overload_wait_s=0.05) as store:
+        session = await store.create("s")
+        registry = store._engine.registry
+        async with anyio.create_task_group() as tasks, session.subscribe():
+            tasks.start_soon(store.create, "next")
+            await clock.settle()
+            subscribers = registry.hot["s"].subscribers
+            assert subscribers is not None
+            subscribers.clear()
+            await anyio.to_thread.run_sync(registry.subscription_collected)
+            assert not registry._room._freed._set, "another thread must leave the event loop alone"
+            await clock.settle()
+            assert hot(store) == {"s"}
+        assert hot(store) == {"next"}
