@@ -422,7 +422,7 @@ class Supervisor:
         """One pass of the janitor now; exactly the sessions that it removed.
 
         Raises: `DeadlineExceeded`: what was removed by then is gone, and was told to the callbacks batch by
-        batch; `Unavailable`.
+        batch, where the deadline may cut an async one short; `Unavailable`.
         """
         _ = self._engine  # raises if it is closed
         return await self._by_deadline(deadline_s, self._open_parts.janitor.pass_over)
