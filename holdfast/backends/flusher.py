@@ -106,6 +106,8 @@ class Flusher:
         self._flush_number = 0
         self._in_doubt = False
         """The store has been handed something of which the outcome is not known."""
+        self.unsettled = False
+        """Nobody could say what became of a flush. It may still get to the store, until a later one has."""
 
     async def flush(self, part: Part) -> None:
         """Commit, and give every source its outcome, whatever happens.
@@ -130,6 +132,7 @@ class Flusher:
                     _tell(part.sources[0], part.sources[0].reject, exc)
             except HoldfastError as exc:
                 _log.error("writer.flush_failed", lane=self._number, writes=len(part.sources), error=str(exc))
+                self.unsettled |= isinstance(exc, OutcomeUnknown)
                 self._fail(part, exc)
             except BaseException:  # cancelled: shutting down past the deadline
                 not_stored = StoreClosed("the store was closed before this was stored")
@@ -139,6 +142,7 @@ class Flusher:
                     self._fail(other, not_stored)
                 raise
             else:
+                self.unsettled = False
                 self._settle(part, outcomes)
 
     def _fail(self, part: Part, error: Exception) -> None:

@@ -8,6 +8,9 @@ the order of its writes.
 Lanes are so many flushes that may be under way at once. A free one does not begin a flush that is small beside
 those under way: these end soon, and the store does more work for two small commits than for one. One that takes
 unusually long (another instance holds a row, or the connection is dead) holds up nobody but its own sessions.
+
+A flush that nobody can tell the outcome of may get to the store late. The store refuses it once it has a later one of
+the same lane; so its sessions are bound to that lane until then, and what they write next cannot be overtaken.
 """
 
 from __future__ import annotations
@@ -75,7 +78,7 @@ class Lane:
                 continue
             if writer.config.linger_s:
                 await writer.clock.sleep(writer.config.linger_s)
-            part, ids = writer.gather()
+            part, ids = writer.gather(self)
             if not part.sources:
                 if writer.only_held_back():
                     await self.work.wait()
@@ -90,7 +93,12 @@ class Lane:
             await self._flusher.flush(part)
         finally:
             self.part, self.slow = None, False
-            writer.ended(ids)
+            writer.ended(self, ids)
+
+    @property
+    def unsettled(self) -> bool:
+        """See `Flusher.unsettled`."""
+        return self._flusher.unsettled
 
     def statistics(self) -> LaneStatistics:
         counts = self._counts
@@ -138,6 +146,8 @@ class Writer:
         """With so many sources in the queue, a free lane is called."""
         self._under_way: set[str] = set()
         """Ids of the sessions in all flushes."""
+        self._bound: dict[str, Lane] = {}
+        """Sessions that only one lane may take, since a flush of it may still be on its way to the store."""
         self._waited_for = Signal(new_ack)
         """Set when sources may have to wait for the end of a flush."""
         self.lanes = [Lane(self, number) for number in range(config.lanes or capabilities.preferred_lanes)]
@@ -196,12 +206,12 @@ class Writer:
         return max(_WORTH_QUEUING if self._queues and busy else 1, waited_for // 2)
 
     def only_held_back(self) -> bool:
-        """Whether all that is queued waits for what another lane has under way."""
-        return bool(self._ready and self._under_way)
+        """Whether all that is queued waits for another lane, or what it has under way."""
+        return bool(self._ready and (self._under_way or self._bound))
 
-    def gather(self) -> tuple[Part, set[str]]:
+    def gather(self, lane: Lane) -> tuple[Part, set[str]]:
         """One write each from as many sources as a batch may hold, in round-robin order; and their ids."""
-        config, ready, under_way = self.config, self._ready, self._under_way
+        config, ready, under_way, bound_to = self.config, self._ready, self._under_way, self._bound
         room, bound, max_units = config.max_batch_bytes, self._max_write_bytes, config.max_session_units
         part = Part([], [], Durability.MEMORY)
         sources, writes, level = part
@@ -212,6 +222,10 @@ class Writer:
             session_id = source.id
             if session_id in ids or session_id in under_way:
                 held_back.append(source)  # another incarnation of the same id: one after the other
+                continue
+            if bound_to and (other := bound_to.get(session_id, lane)) is not lane:
+                held_back.append(source)
+                other.work.set()
                 continue
             try:
                 turn = source.take(max_units, bound if bound < room else room)  # noqa: FURB136 - a call a write
@@ -235,9 +249,13 @@ class Writer:
         if self.has_enough():
             self._call_lane()
 
-    def ended(self, ids: set[str]) -> None:
+    def ended(self, lane: Lane, ids: set[str]) -> None:
         """The flush of these sessions is over; its lane looks what to do next."""
         self._under_way -= ids
+        if lane.unsettled:
+            self._bound |= dict.fromkeys(ids, lane)
+        elif self._bound:
+            self._bound = {session_id: other for session_id, other in self._bound.items() if other is not lane}
 
     async def _find_slow_ones(self) -> None:
         """See that nobody waits long for a flush that is not his. Where commits queue, all have to."""

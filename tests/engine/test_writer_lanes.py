@@ -10,16 +10,18 @@ import pytest
 
 from holdfast.backends.base import Batch, Outcome
 from holdfast.backends.memory import MemoryBackend
+from holdfast.errors import OutcomeUnknown
 from holdfast.model import Durability
 from holdfast.supervisor.session import Session
 from holdfast.supervisor.supervisor import Supervisor
-from holdfast.testing import Fault, FaultKind, FaultyBackend, ManualClock
+from holdfast.testing import Fault, FaultKind, FaultyBackend, ManualClock, touches
 from tests.engine.writing import drained, open_store
 
 pytestmark = pytest.mark.anyio
 
 LATER = Durability.MEMORY
 SLOW_S = 0.05
+PATIENCE_S = 10
 
 
 class Parallel(FaultyBackend):
@@ -256,3 +258,63 @@ async def test_a_session_is_in_one_flush_at_a_time_and_in_order(backend: Paralle
         assert expected == {key: [0, 1, 2, 3, 4] for key in ids}
         assert len({batch.marker.lane for batch in backend.asked}) > 1
         assert max(backend.sizes) > 1
+
+
+async def test_what_may_still_arrive_late_is_not_overtaken_on_another_lane(
+    backend: Parallel, clock: ManualClock
+) -> None:
+    """The store refuses a late flush once it has a later one of the same lane, and by nothing else."""
+    async with open_store(backend, clock, lanes=2, retry_for_s=0.1, breaker_failures=1_000) as store:
+        lost, busy, other = [await store.create(name) for name in ("lost", "busy", "other")]
+        await drained(store)
+        backend.asked.clear()
+        backend.inject(FaultKind.UNKNOWN_LOST)
+        silent = backend.inject(FaultKind.UNAVAILABLE, "resolve", times=None)
+        async with clock.flowing():
+            with pytest.raises(OutcomeUnknown):
+                await lost.append("may come late")
+        silent.release()
+        (unsettled,) = {batch.marker.lane for batch in backend.asked}
+        backend.asked.clear()
+
+        hold = backend.inject(FaultKind.HELD)
+        await append_to([busy], clock)
+        assert [batch.marker.lane for batch in backend.asked] == [unsettled], "the lane is not free any more"
+        await append_to([lost], clock)
+        await clock.advance(SLOW_S)
+        assert backend.sizes == [1]
+        await append_to([other], clock)
+        assert [write.id for batch in backend.asked[1:] for write in batch.writes] == ["other"]
+        hold.release()
+        await drained(store)
+        assert [write.id for batch in backend.asked[2:] for write in batch.writes] == ["lost"]
+
+        backend.asked.clear()
+        hold = backend.inject(FaultKind.HELD)
+        await append_to([busy], clock)
+        await append_to([lost], clock)
+        assert len({batch.marker.lane for batch in backend.asked}) == 2, "bound no longer"
+        hold.release()
+
+
+async def test_a_bound_session_wakes_its_lane(backend: Parallel, clock: ManualClock) -> None:
+    async with open_store(backend, clock, lanes=3, retry_for_s=0.1, breaker_failures=1_000) as store:
+        first, lost = await store.create("first"), await store.create("lost")
+        await drained(store)
+        hold = backend.inject(FaultKind.HELD, when=touches("first"))
+        await append_to([first], clock)  # takes the lane that is called first
+        backend.inject(FaultKind.UNKNOWN_LOST)
+        silent = backend.inject(FaultKind.UNAVAILABLE, "resolve", times=None)
+        backend.asked.clear()
+        async with clock.flowing():
+            with pytest.raises(OutcomeUnknown):
+                await lost.append("may come late")
+        silent.release()
+        hold.release()
+        await drained(store)
+        (unsettled,) = {batch.marker.lane for batch in backend.asked}
+        assert unsettled != 0
+        backend.asked.clear()
+        with anyio.fail_after(PATIENCE_S):
+            await lost.append("in order")
+        assert [batch.marker.lane for batch in backend.asked] == [unsettled]
