@@ -184,11 +184,17 @@ class Heads:
 
     async def close(self) -> None:
         """Write out all members and remove the rings, as far as that can be done soon: all is committed anyway."""
+        journals = self.journals.open_ones
+        if not journals:
+            return
         try:
             async with asyncio.timeout(_CLOSE_S):
-                await asyncio.gather(*map(self._close, self.journals.open_ones))
+                await asyncio.gather(*map(self._close, journals))
         except TimeoutError:
             return
+        finally:
+            for journal in journals:
+                self.journals.give_up(journal)
 
     async def _close(self, journal: Journal) -> None:
         try:
