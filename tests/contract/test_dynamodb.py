@@ -114,7 +114,6 @@ class TestDynamoDB(Binding, PollingStore, BackendContract, StoreContract):
         return request.param
 
 
-
 class TestDynamoDBOnTrio(Binding, BackendContract):
     @pytest.fixture(scope="module", params=["trio"])
     @classmethod

@@ -5,7 +5,6 @@ Sessions join at once, and do so again as soon as another instance has ended the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import pytest
@@ -25,10 +24,9 @@ class Journalled(Binding):
         return lambda: DynamoDBBackend(config)
 
     @pytest.fixture(autouse=True)
-    def eagerly(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    def eagerly(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(journals, "JOINS_AFTER", 0)
         monkeypatch.setattr(journals, "REST_S", 0)
-        yield
 
 
 class TestJournals(Journalled, PollingStore, BackendContract, StoreContract):

@@ -189,9 +189,12 @@ class Attempt:
 
     async def _append(self, journal: Journal, numbers: Sequence[int]) -> None:
         """Put what can go there into the journal, and write the rest to its heads. Raises: `ExceptionGroup`."""
+        await journal.settle()
         try:
             await self._heads.make_room(journal)
-        except HoldfastError:
+        except HoldfastError:  # perhaps of one member's only: the others shall not wait for it
+            if not journal.is_settled:
+                raise
             self._journals.give_up(journal)
         held = [number for number in numbers if self._journals.holds.try_take(self.batch.writes[number].id)]
         try:
@@ -230,24 +233,30 @@ class Attempt:
         if entries:
             sent = _Sent(journal, [], outcomes)
             self._sent.append(sent)
-            await journal.put(self._flush, entries, sizes, sent.pending)
-            await self._settle()
+            try:
+                await journal.put(self._flush, entries, sizes, sent.pending)
+            finally:
+                self._learn(sent)
 
     async def _settle(self) -> None:
         """Learn what became of what was put into journals. Raises: `OutcomeUnknown`."""
-        while self._sent:
-            journal, pending, outcomes = self._sent[-1]
+        for sent in list(self._sent):
             try:
-                if pending and pending[0].applied is None:
-                    await journal.settle()
+                await sent.journal.settle()
             except HoldfastError as exc:
                 raise OutcomeUnknown(f"it is not known what is in a journal: {exc}") from exc
-            if pending and pending[0].applied is None:
-                raise OutcomeUnknown("a journal was removed before it told what is in it")
-            if pending and pending[0].applied:
-                for number, outcome in outcomes.items():
-                    self._outcomes[number] = outcome
-            self._sent.pop()
+            self._learn(sent)
+        if self._sent:
+            raise OutcomeUnknown("a journal was removed before it told what is in it")
+
+    def _learn(self, sent: _Sent) -> None:
+        """Take over the outcomes, if they are known."""
+        applied = sent.pending[0].applied if sent.pending else False
+        if applied:
+            for number, outcome in sent.outcomes.items():
+                self._outcomes[number] = outcome
+        if applied is not None:
+            self._sent.remove(sent)
 
     # --- to heads ------------------------------------------------------------
 

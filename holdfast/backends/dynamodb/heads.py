@@ -104,38 +104,34 @@ class Heads:
         again = await self.table.get_head(stored.id)
         if again is None or (again.place, *_state(again)) != (stored.place, *_state(stored)) or not journal.is_open:
             return None
-        self.journals.lost(stored.id)
+        self.journals.lost(stored.id, None if member is None else member.head)
         return again
 
     # --- writing -------------------------------------------------------------
 
-    async def to_write(self, stored: Stored) -> Stored | None:
-        """What a session that is held has become, that was looked at before."""
-        return stored if stored.place is None else await self.get(stored.id, held=True)
+    async def to_write(self, looked_at: Stored) -> Stored | None:
+        """What a session that is held has become since it was looked at, if that could differ unnoticed."""
+        in_none = looked_at.place is None and self.journals.member(looked_at.id) is None
+        return looked_at if in_none else await self.get(looked_at.id, held=True)
 
     async def send(self, plan: Plan, found: Stored | None) -> None:
-        """Write the head of a session that is held, and what goes with it. Raises: as `Table.call`."""
-        head = plan.head
+        """Carry out the plan for a session that is held. Raises: as `Table.call`."""
         if plan.copy is not None:
             await self.table.put_copy(plan.copy)
+        await self.put(plan.head, found, plan.puts, plan.deletes)
+
+    async def put(
+        self, head: Stored, found: Stored | None, puts: Sequence[Item] = (), deletes: Sequence[Item] = ()
+    ) -> None:
+        """Write the head of a session that is held, and other items with it. Raises: as `Table.call`."""
         self.journals.sending(head.id)
         try:
-            if plan.puts or plan.deletes:
-                await self.table.transact(head, found, plan.puts, plan.deletes)
+            if puts or deletes:
+                await self.table.transact(head, found, puts, deletes)
             else:
                 await self.table.put_head(head, found)
         except ConditionFailed:
-            self.journals.lost(head.id)
-            raise
-        self.journals.wrote(head)
-
-    async def put(self, head: Stored, found: Stored) -> None:
-        """Upkeep's writes: the head alone, of a session that is held. Raises: as `Table.call`."""
-        self.journals.sending(head.id)
-        try:
-            await self.table.put_head(head, found)
-        except ConditionFailed:
-            self.journals.lost(head.id)
+            self.journals.lost(head.id, found)
             raise
         self.journals.wrote(head)
 

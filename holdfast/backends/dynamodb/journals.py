@@ -16,10 +16,20 @@ from holdfast.backends.dynamodb.cache import HeadCache
 from holdfast.backends.dynamodb.client import Table
 from holdfast.backends.dynamodb.errors import ConditionFailed
 from holdfast.backends.dynamodb.holds import Holds
-from holdfast.backends.dynamodb.items import Place, Stored
-from holdfast.backends.dynamodb.journal import LIVE, SLOTS, Entry, Slot, reasons_of, slot_item, slot_key, with_entry
+from holdfast.backends.dynamodb.items import Item, Place, Stored
+from holdfast.backends.dynamodb.journal import (
+    LIVE,
+    SLOTS,
+    Entry,
+    Slot,
+    end_item,
+    reasons_of,
+    slot_item,
+    slot_key,
+    with_entry,
+)
 from holdfast.backends.dynamodb.plan import Flush
-from holdfast.errors import HoldfastError, OutcomeUnknown, Unavailable
+from holdfast.errors import HoldfastError, OutcomeUnknown, Rejected, Unavailable
 
 __all__ = ["Journal", "Journals", "Member", "Pending"]
 
@@ -99,11 +109,19 @@ class Journal:
 
     async def _settle(self) -> None:
         """By sending it again: it gets there once, or somebody has the slot, and it never will."""
-        if self._pending is not None:
+        pending = self._pending
+        if pending is not None:
             try:
-                await self._send(self._pending)
+                try:
+                    await self._send(pending)
+                except Rejected:  # now, and perhaps not the first time
+                    await self._send(pending, instead=end_item(self.id, pending.position, self.created_s, ()))
             except OutcomeUnknown as exc:
                 raise Unavailable(f"it is not known what is in the journal: {exc}") from exc
+
+    @property
+    def is_settled(self) -> bool:
+        return self._pending is None
 
     @property
     def must_leave(self) -> list[str]:
@@ -133,11 +151,11 @@ class Journal:
                 raise
             return bool(pending.applied)
 
-    async def _send(self, pending: Pending) -> None:
+    async def _send(self, pending: Pending, instead: Item | None = None) -> None:
         position = pending.position
         item = slot_item(self.id, position, self.created_s, pending.slot)
         try:
-            await self._owner.table.put_slot(item, position - SLOTS if position > SLOTS else None)
+            await self._owner.table.put_slot(instead or item, position - SLOTS if position > SLOTS else None)
         except ConditionFailed as exc:
             there = exc.item
             if there is None:  # removed: nobody can say any more
@@ -146,6 +164,11 @@ class Journal:
             if there.get("d") != item["d"] or there.get("p") != item["p"]:
                 self._pending, pending.applied = None, False
                 self._owner.ended(self, reasons_of(there) if "x" in there else ())
+                return
+        else:
+            if instead is not None:
+                self._pending, pending.applied = None, False
+                self._owner.ended(self, ())
                 return
         self._pending, pending.applied = None, True
         self.position = position
@@ -200,6 +223,9 @@ class Journals:
         for journal in self._open.values():
             if journal.lane == flush.lane and len(journal.members) < _MEMBERS and self._is_young(journal):
                 return journal
+        for journal in self.open_ones:
+            if journal.is_settled and not self._is_young(journal):
+                self.give_up(journal)
         if len(self._open) >= _JOURNALS:
             return None
         journal = Journal(self, flush.lane, flush.now_s)
@@ -233,9 +259,11 @@ class Journals:
             self._streaks.clear()
         self._streaks[session_id] = self._streaks.get(session_id, 0) + 1
 
-    def lost(self, session_id: str) -> None:
-        """Somebody else has written the head."""
-        self._forget(session_id)
+    def lost(self, session_id: str, found: Stored | None) -> None:
+        """Somebody else has written the head since it was as ``found``, or a write of ours has that was given up."""
+        member = self._members.get(session_id)
+        if member is not None and found is not None and found.item_rev == member.head.item_rev:
+            self._forget(session_id)
         self._streaks.pop(session_id, None)
 
     def _forget(self, session_id: str) -> None:
