@@ -154,7 +154,14 @@ async def test_a_ring_goes_round(crowd: Crowd, backend: DynamoDBBackend, second:
     [journal] = journals_of(backend)
     await crowd.append(LIVE - 5, only=8)
     assert len(journal.members) == 10
-    await crowd.append(3 * SLOTS, only=8)
+    for _ in range(3 * SLOTS):
+        await crowd.append(only=8)
+        oldest = min(member.since or SLOTS * 9 for member in journal.members.values())
+        assert oldest > journal.position - LIVE, "the slots before it may be used for an end"
+        page = await second.backend.list_sessions(SessionFilter(crowd.direct.clock.now_us()), -1, 100)
+        assert {head.id: head.last_seq for head in page.heads} == {
+            key: len(acked) for key, acked in crowd.acked.items()
+        }
     assert len(journal.members) == 8
     assert len(await slots(backend, journal.id)) == SLOTS
     assert "ttl" in await head_item(backend, "s9")
@@ -307,6 +314,49 @@ async def test_an_end_that_was_put_ahead_and_left_so(
     await crowd.check(second)
 
 
+@pytest.mark.parametrize("puts", [1, 4, 20])
+async def test_an_owner_that_is_faster_is_ended_ahead(
+    crowd: Crowd, other: DynamoDBBackend, second: Direct, monkeypatch: pytest.MonkeyPatch, puts: int
+) -> None:
+    """It takes the place that was meant for the end; the gap before the next one is closed."""
+    original = other._table.put_slot
+    left = [puts, 1]
+
+    async def late(item: Item, previous: int | None) -> None:
+        if left:
+            await crowd.append(left.pop(0))
+        await original(item, previous)
+
+    monkeypatch.setattr(other._table, "put_slot", late)
+    theirs = Crowd(second, crowd.heads)
+    theirs.acked = crowd.acked
+    await second.head("s0")
+    assert not left
+    await theirs.append()
+    await crowd.append(2)
+    await crowd.check(second)
+
+
+async def test_two_lanes_of_one_object(crowd: Crowd, backend: DynamoDBBackend, second: Direct) -> None:
+    """With the same sessions at the same time, which the engine never does."""
+
+    async def work(name: str, only: slice) -> None:
+        lane = Direct(backend, crowd.direct.clock, name)
+        for number in range(30):
+            writes = [blind(head, events=[new_event(f"{name} {number}")]) for head in crowd.heads[only]]
+            assert {outcome.status for outcome in await lane.commit(*writes)} == {Status.COMMITTED}
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(work, "a", slice(0, 10))
+        tasks.start_soon(work, "b", slice(0, 10))
+        tasks.start_soon(work, "c", slice(0, 3))
+    for head in crowd.heads[:3]:
+        events = await second.events(head)
+        found = texts(events)
+        assert [event.seq for event in events] == list(range(1, len(events) + 1))
+        assert sorted(found[len(crowd.acked[head.id]) :]) == sorted(f"{name} {n}" for name in "abc" for n in range(30))
+
+
 async def test_lists_and_counts_leave_journals_alone(
     crowd: Crowd, backend: DynamoDBBackend, other: DynamoDBBackend, second: Direct, clock: ManualClock
 ) -> None:
@@ -449,15 +499,17 @@ async def test_a_head_whose_write_is_in_doubt(
         await crowd.direct.one(blind(head, events=[new_event("doubt")]))
     marker = crowd.direct.last_marker
     proxy.heal()
-    first = crowd.direct
-    crowd.direct = Direct(backend, first.clock, "third")
-    crowd.heads.remove(head)
-    await crowd.append(SLOTS + 3)
-    await crowd.check(second)
+    third = Direct(backend, crowd.direct.clock, "third")
+    for number in range(SLOTS + 3):
+        writes = [blind(each, events=[new_event(f"then {number}")]) for each in crowd.heads]
+        assert {outcome.status for outcome in await third.commit(*writes)} == {Status.COMMITTED}
     outcomes = await backend.resolve(marker)
     assert outcomes is not None
     assert outcomes[0].status is Status.COMMITTED
-    assert texts(await second.events(head)) == [*crowd.acked["s4"], "doubt"]
+    found = texts(await second.events(head))
+    then = [f"then {number}" for number in range(SLOTS + 3)]
+    at_first = failing is Failing.RESET_AFTER
+    assert found == [*crowd.acked["s4"], *(["doubt", *then] if at_first else [*then, "doubt"])]
 
 
 async def test_the_same_flush_again_is_done_once(
