@@ -243,16 +243,16 @@ class Journals:
 
     def wrote(self, head: Stored) -> None:
         """It has been written, and is in the journal that it names, or in none."""
+        was = self._members.get(head.id)
         self._forget(head.id)
         journal = None if head.place is None else self._open.get(head.place.journal)
-        if journal is not None and journal.is_open:
-            due = journal.position + 1 + self._stagger(journal)
-            self._members[head.id] = journal.members[head.id] = Member(journal, head, due)
+        if journal is not None:
+            after = WRITTEN_OUT_AFTER
+            if was is None or was.journal is not journal:  # so that the members' turns are spread
+                after -= len(journal.members) % (WRITTEN_OUT_AFTER // 2)
+            member = Member(journal, head, journal.position + after)
+            self._members[head.id] = journal.members[head.id] = member
         self._count(head.id)
-
-    def _stagger(self, journal: Journal) -> int:
-        """So that the members' turns to be written out are spread over time."""
-        return WRITTEN_OUT_AFTER - (len(journal.members) * 7) % (WRITTEN_OUT_AFTER // 2)
 
     def _count(self, session_id: str) -> None:
         if len(self._streaks) > _REMEMBERED:
