@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
-from collections.abc import Awaitable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from contextlib import suppress
 from typing import Final, NamedTuple
 
@@ -103,12 +103,15 @@ def _fits_a_journal(write: SessionWrite) -> bool:
     )
 
 
-def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
-    for error in group.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            yield from _leaves(error)
+async def _ends(work: Iterable[Awaitable[list[BaseException] | None]]) -> list[BaseException]:
+    """Do it side by side, to the end of the last; all that it raised, or returned as raised within."""
+    errors: list[BaseException] = []
+    for end in await asyncio.gather(*work, return_exceptions=True):
+        if isinstance(end, BaseException):
+            errors.append(end)
         else:
-            yield error
+            errors += end or ()
+    return errors
 
 
 class Attempt:
@@ -139,10 +142,9 @@ class Attempt:
         await self._settle()
         missing = [number for number, outcome in enumerate(self._outcomes) if outcome is None]
         journalled, direct = self._divide(missing)
-        try:
-            await self._all([*itertools.starmap(self._append, journalled.items()), *map(self._write, direct)])
-        except BaseExceptionGroup as exc:
-            self._raise(list(_leaves(exc)))
+        errors = await _ends([*itertools.starmap(self._append, journalled.items()), *map(self._write, direct)])
+        if errors:
+            self._raise(errors)
         return [outcome for outcome in self._outcomes if outcome is not None]
 
     def _raise(self, errors: Sequence[BaseException]) -> None:
@@ -187,8 +189,8 @@ class Attempt:
             and self._journals.may_put(journal, self._flush.now_s)
         )
 
-    async def _append(self, journal: Journal, numbers: Sequence[int]) -> None:
-        """Put what can go there into the journal, and write the rest to its heads. Raises: `ExceptionGroup`."""
+    async def _append(self, journal: Journal, numbers: Sequence[int]) -> list[BaseException]:
+        """Put what can go there into the journal, and write the rest to its heads. What that raised."""
         await journal.settle()
         try:
             await self._heads.make_room(journal)
@@ -205,7 +207,7 @@ class Attempt:
         finally:
             for number in held:
                 self._journals.holds.release(self.batch.writes[number].id)
-        await self._all(self._write(number) for number in numbers if self._outcomes[number] is None)
+        return await _ends(self._write(number) for number in numbers if self._outcomes[number] is None)
 
     async def _put(self, journal: Journal, numbers: Sequence[int]) -> None:
         """Of sessions that are held. Writes that do not fit have no outcome then. Raises: as `Journal.put`."""
@@ -259,13 +261,6 @@ class Attempt:
             self._sent.remove(sent)
 
     # --- to heads ------------------------------------------------------------
-
-    async def _all(self, work: Iterable[Awaitable[object]]) -> None:
-        """Side by side, to the end of the last. Raises: `ExceptionGroup`."""
-        ended = await asyncio.gather(*work, return_exceptions=True)
-        errors = [error for error in ended if isinstance(error, BaseException)]
-        if errors:
-            raise BaseExceptionGroup("some writes failed", errors)
 
     async def _write(self, number: int) -> None:
         async with self._journals.holds.of(self.batch.writes[number].id):
