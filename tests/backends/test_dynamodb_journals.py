@@ -252,6 +252,41 @@ async def test_another_instance_takes_over(crowd: Crowd, backend: DynamoDBBacken
     await crowd.check(crowd.direct)
 
 
+async def test_a_journal_that_has_nothing_yet(direct: Direct, backend: DynamoDBBackend, second: Direct) -> None:
+    """The heads point to it, and its owner is about to put: an empty ring does not mean that it is done with."""
+    crowd = Crowd(direct, [await direct.create(each) for each in IDS])
+    await crowd.append(journals.JOINS_AFTER)
+    [journal] = journals_of(backend)
+    assert journal.position == 0
+    assert len(journal.members) == 10
+    await second.head("s0")
+    theirs = Crowd(second, crowd.heads)
+    theirs.acked = crowd.acked
+    await theirs.append(2)
+    await crowd.append(2)
+    await crowd.check(second)
+
+
+async def test_a_transaction_is_named_by_its_place_too(crowd: Crowd, proxy: HttpProxy, second: Direct) -> None:
+    """Sent again when the journal has got further, it is another one, and its condition tells."""
+    big = "x" * 5_000
+    proxy.inject(Failing.RESET_AFTER, "TransactWriteItems", times=1)
+    proxy.inject(Failing.EXPIRED, "TransactWriteItems", times=1)
+    writes = [blind(head, events=[new_event(big if head.id == "s0" else "y")]) for head in crowd.heads]
+    with pytest.raises(OutcomeUnknown):
+        await crowd.direct.commit(*writes)
+    marker = crowd.direct.last_marker
+    third = Direct(second.backend, second.clock, "third")
+    await third.head("s1")
+    await Direct(crowd.direct.backend, second.clock, "fourth").commit(
+        *(blind(head, events=[new_event("z")]) for head in crowd.heads[1:])
+    )
+    outcomes = await crowd.direct.backend.resolve(marker)
+    assert outcomes is not None
+    assert {outcome.status for outcome in outcomes} == {Status.COMMITTED}
+    assert texts(await second.events(crowd.heads[0])) == [*crowd.acked["s0"], big]
+
+
 async def test_an_owner_that_was_overtaken_reads_what_is_there(crowd: Crowd, second: Direct) -> None:
     head = crowd.heads[0]
     await second.append(await second.head("s0"), "theirs")

@@ -224,5 +224,6 @@ def _condition(found: Stored | None) -> dict[str, Any]:
 def _token(head_put: dict[str, Any]) -> str:
     """Names a transaction by its head, which has the mark of its flush: the same one only if it is sent again."""
     item = head_put["Item"]
-    named = f"{item['pk']['S']} {item['i']['N']} {item['r']['N']} ".encode() + item["d"]["B"]
+    place = item.get("g", {"S": ""})["S"]  # when it is sent again, its journal may have got further
+    named = f"{item['pk']['S']} {item['i']['N']} {item['r']['N']} {place} ".encode() + item["d"]["B"]
     return blake2b(named, digest_size=16).hexdigest()

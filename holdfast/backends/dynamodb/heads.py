@@ -167,7 +167,8 @@ class Heads:
         if journal is not None:
             await journal.settle()
             self.journals.give_up(journal)
-        ring = await self._rings.end(Place(journal_id, 0), now_s, ())
+        await self._rings.end(Place(journal_id, 0), now_s, ())
+        ring = await read_ring(self.table, journal_id)
         for session_id in ring.entries:
             async with self.journals.holds.of(session_id):
                 stored = await self.get(session_id, held=True)

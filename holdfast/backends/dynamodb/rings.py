@@ -15,7 +15,7 @@ from holdfast.errors import Unavailable
 
 __all__ = ["Rings", "end_ring", "read_ring"]
 
-_KEPT: Final = 64
+_KEPT: Final = 32
 """Ended journals that are remembered: the sessions of one are mostly read one after the other."""
 _TRIES: Final = 50
 
@@ -82,16 +82,14 @@ class Rings:
         self._ended.move_to_end(stored.place.journal)
         return fold(stored, ring)
 
-    async def end(self, place: Place, known_s: int, reasons: Sequence[str]) -> Ring:
+    async def end(self, place: Place, known_s: int, reasons: Sequence[str]) -> None:
         """End a journal, and read it. Heads that are in it must be read again after that."""
         async with self._holds.of(place.journal):
-            known = self._ended.get(place.journal)
-            if known is not None:
-                return known[1]
+            if place.journal in self._ended:
+                return
             await end_ring(self._table, place, known_s, reasons)
             ring = await read_ring(self._table, place.journal)
-            self._ended[place.journal] = self.read, ring
+            self._ended[place.journal] = self.read, ring._replace(items={})
             self.read += 1
             if len(self._ended) > _KEPT:
                 self._ended.popitem(last=False)
-            return ring
