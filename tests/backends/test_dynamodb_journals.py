@@ -638,6 +638,22 @@ async def test_journals_that_were_left_behind_are_swept(
     await other.expire(clock.now_us(), 100)
 
 
+async def test_an_owner_whose_ring_is_gone(crowd: Crowd, backend: DynamoDBBackend, second: Direct) -> None:
+    """As after eight days of sleep: it goes on without it."""
+    await crowd.append(SLOTS)
+    [journal] = journals_of(backend)
+    await crowd.check(second)
+    theirs = Crowd(second, crowd.heads)
+    theirs.acked = crowd.acked
+    await theirs.append()
+    await second.backend._heads.sweep(journal.id, 0)  # type: ignore[attr-defined]
+    keys = [{"pk": item["pk"], "sk": item["sk"]} for item in await slots(backend, journal.id)]
+    await backend._table.delete_items(keys)
+    await crowd.append(3)
+    assert journal not in journals_of(backend)
+    await crowd.check(second)
+
+
 async def test_an_owner_takes_a_new_journal_in_time(
     crowd: Crowd, backend: DynamoDBBackend, second: Direct, clock: ManualClock
 ) -> None:

@@ -73,6 +73,7 @@ class Pending:
         self.slot: Final = slot
         self.members: Final = members
         self.sizes: Final = sizes
+        self.was_sent = False
         self.applied: bool | None = None
         """None: that is not known."""
 
@@ -152,18 +153,19 @@ class Journal:
             return bool(pending.applied)
 
     async def _send(self, pending: Pending, instead: Item | None = None) -> None:
-        position = pending.position
+        position, again = pending.position, pending.was_sent
         item = slot_item(self.id, position, self.created_s, pending.slot)
+        pending.was_sent = True
         try:
             await self._owner.table.put_slot(instead or item, position - SLOTS if position > SLOTS else None)
         except ConditionFailed as exc:
             there = exc.item
-            if there is None:  # removed: nobody can say any more
+            if there is None and again:  # removed: nobody can say any more
                 self._owner.give_up(self)
                 raise OutcomeUnknown("the journal was removed") from exc
-            if there.get("d") != item["d"] or there.get("p") != item["p"]:
+            if there is None or there.get("d") != item["d"] or there.get("p") != item["p"]:
                 self._pending, pending.applied = None, False
-                self._owner.ended(self, reasons_of(there) if "x" in there else ())
+                self._owner.ended(self, reasons_of(there) if there is not None and "x" in there else ())
                 return
         else:
             if instead is not None:
