@@ -92,13 +92,8 @@ class Binding:
             await again.close()
 
 
-class TestDynamoDB(Binding, BackendContract, StoreContract):
-    mass_expiry_sessions: ClassVar[int] = 200
-
-    @pytest.fixture(scope="module", params=["asyncio"])
-    @classmethod
-    def anyio_backend(cls, request: pytest.FixtureRequest) -> Any:
-        return request.param
+class PollingStore:
+    """For the kit's tests of whole stores."""
 
     @pytest.fixture(autouse=True)
     async def time_flows(self, request: pytest.FixtureRequest, clock: ManualClock) -> AsyncIterator[None]:
@@ -108,6 +103,15 @@ class TestDynamoDB(Binding, BackendContract, StoreContract):
             return
         async with clock.flowing():
             yield
+
+
+class TestDynamoDB(Binding, PollingStore, BackendContract, StoreContract):
+    mass_expiry_sessions: ClassVar[int] = 200
+
+    @pytest.fixture(scope="module", params=["asyncio"])
+    @classmethod
+    def anyio_backend(cls, request: pytest.FixtureRequest) -> Any:
+        return request.param
 
 
 class TestDynamoDBOnTrio(Binding, BackendContract):

@@ -134,16 +134,22 @@ def _valkey_cluster_to_kill(_folder: Path) -> Generator[tuple[Store, Server]]:
 # --- DynamoDB ----------------------------------------------------------------
 
 
-def _dynamodb_store(endpoint: str) -> Store:
+def _dynamodb_store(endpoint: str, journal_from: int = 0) -> Store:
     """Of an emulator, which is taken at its word for no more than "process"."""
     config = dynamodb.config_for(endpoint)
-    parameters = f"region={config.region}&endpoint={quote(endpoint, safe='')}&create=true"
+    parameters = f"journal_from={journal_from}&region={config.region}&endpoint={quote(endpoint, safe='')}&create=true"
     return Store(f"dynamodb://{config.table}?{parameters}", ("process",))
 
 
 @contextmanager
 def _dynamodb(_folder: Path) -> Generator[Store]:
     yield _dynamodb_store(dynamodb.fast_endpoint())
+
+
+@contextmanager
+def _dynamodb_journals(_folder: Path) -> Generator[Store]:
+    """All that can goes through journals."""
+    yield _dynamodb_store(dynamodb.fast_endpoint(), journal_from=1)
 
 
 class _Dynoxide:
@@ -163,11 +169,11 @@ class _Dynoxide:
 
 
 @contextmanager
-def _dynoxide_to_kill(folder: Path) -> Generator[tuple[Store, Server]]:
+def _dynoxide_to_kill(folder: Path, journal_from: int = 0) -> Generator[tuple[Store, Server]]:
     server = _Dynoxide(folder / "dynoxide.db")
     server.restart()
     try:
-        yield _dynamodb_store(f"http://127.0.0.1:{server.port}"), server
+        yield _dynamodb_store(f"http://127.0.0.1:{server.port}", journal_from), server
     finally:
         server.kill()
 
@@ -178,6 +184,7 @@ STORES: dict[str, Callable[[Path], AbstractContextManager[Store]]] = {
     "valkey": _valkey,
     "valkey-cluster": _valkey_cluster,
     "dynamodb": _dynamodb,
+    "dynamodb-journals": _dynamodb_journals,
 }
 """By name: opens a fresh store; the folder is an empty one, for those that need files."""
 
@@ -186,5 +193,6 @@ SERVERS: dict[str, Callable[[Path], AbstractContextManager[tuple[Store, Server]]
     "valkey": _valkey_to_kill,
     "valkey-cluster": _valkey_cluster_to_kill,
     "dynamodb": _dynoxide_to_kill,
+    "dynamodb-journals": functools.partial(_dynoxide_to_kill, journal_from=1),
 }
 """The same on a server of its own that keeps its data, and can be killed."""

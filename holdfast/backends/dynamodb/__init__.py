@@ -21,6 +21,19 @@ What is of another incarnation or generation than the head says is *debris*: inv
 the write that made it, if it is not much, or by `Backend.trim` and `Backend.expire`. A deleted or
 expired session's head stays for an hour as a *tombstone*, which remembers the flushes that got it there.
 
+A head may be in a *journal*, attribute ``g``: an id and a position. Then it lacks what the journal's entries
+of the session at later positions say. A journal belongs to one lane of one backend object, and has up to 64 sessions.
+Its items have `` journal <id>`` as ``pk``, and as ``sk`` one of 32 slots, which are used in turn: the position
+``p`` (1, 2, 3, …) takes the slot of position p - 32, by its condition. They are
+
+entries (``d``): one flush's writes of many sessions, each for one revision of its head (`journal.Slot`);
+    put by the owner alone, in order;
+ends (``x``): put by any other instance where the owner is about to put: nothing ever follows them. Whoever wants to
+    write a session of another's journal ends it first; after that its head with the entries is all there is.
+
+The owner writes a head itself at every 16th position or so, and always before the entries of a session are 24
+positions old. `journal` has the items, `journals` the owner's side, `rings` the others', `heads` puts both together.
+
 Indexes, all with keys only and on attributes of heads that ordinary writes do not change:
 
 ``live`` (``l``, ``i``)
@@ -29,7 +42,8 @@ Indexes, all with keys only and on attributes of heads that ordinary writes do n
     The same of one owner.
 ``due`` (``e``, ``u``)
     When to look at a head: ``D`` whether a session has expired (touches leave it as it is; the janitor
-    files anew what is still alive), ``T`` whether a tombstone can go, ``G`` one with debris beside it.
+    files anew what is still alive), ``T`` whether a tombstone can go, ``G`` one with debris beside it; and ``X``
+    a journal's entries, when they are a day old.
 
 ``ttl`` is the attribute for native TTL. It is set on what can go by itself without leaving anything behind.
 """

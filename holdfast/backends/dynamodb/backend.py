@@ -28,6 +28,7 @@ from holdfast.backends.dynamodb.cache import HeadCache
 from holdfast.backends.dynamodb.client import Table
 from holdfast.backends.dynamodb.commit import Committer
 from holdfast.backends.dynamodb.config import DynamoDBConfig
+from holdfast.backends.dynamodb.heads import Heads
 from holdfast.backends.dynamodb.markers import forget_markers, has_marker, leave_marker
 from holdfast.backends.dynamodb.schema import create_table, describe_table, verify_table
 from holdfast.backends.dynamodb.upkeep import Upkeep
@@ -50,9 +51,9 @@ class DynamoDBBackend:
         self._config: Final = config
         self._bridge: Final = Bridge("holdfast-dynamodb")
         self._table: Final = Table(config)
-        self._cache: Final = HeadCache()
-        self._committer: Final = Committer(self._table, self._cache)
-        self._upkeep: Final = Upkeep(self._table, self._cache)
+        self._heads: Final = Heads(self._table, HeadCache())
+        self._committer: Final = Committer(self._heads, config.journal_from)
+        self._upkeep: Final = Upkeep(self._heads)
         self._capabilities: Capabilities | None = None
 
     @property
@@ -92,9 +93,11 @@ class DynamoDBBackend:
         )
 
     async def close(self) -> None:
+        """As the protocol says. What is in journals is put in its place, as far as that is soon done."""
         with anyio.CancelScope(shield=True):
             try:
                 with contextlib.suppress(StoreClosed):
+                    await self._bridge.call(self._heads.close)
                     await self._bridge.call(self._table.close)
             finally:
                 await self._bridge.stop()
@@ -120,16 +123,16 @@ class DynamoDBBackend:
         await self._run(forget_markers, self._table, writer, before_us)
 
     async def load(self, requests: Sequence[LoadRequest]) -> list[Snapshot | None]:
-        return await self._run(reads.load, self._table, self._cache, requests)
+        return await self._run(reads.load, self._heads, requests)
 
     async def read_events(self, query: EventQuery) -> EventPage | None:
-        return await self._run(reads.read_events, self._table, self._cache, query)
+        return await self._run(reads.read_events, self._heads, query)
 
     async def list_sessions(self, where: SessionFilter, after: int, limit: int) -> SessionPage:
-        return await self._run(reads.list_sessions, self._table, where, after, limit)
+        return await self._run(reads.list_sessions, self._heads, where, after, limit)
 
     async def count_sessions(self, where: SessionFilter) -> int:
-        return await self._run(reads.count_sessions, self._table, where)
+        return await self._run(reads.count_sessions, self._heads, where)
 
     async def expire(self, now_us: int, limit: int) -> list[Expired]:
         """Shielded once begun, so that the ids of what was removed reach the caller."""

@@ -133,6 +133,17 @@ class Table:
     def _head_put(self, head: Stored, found: Stored | None) -> dict[str, Any]:
         return {"TableName": self.name, "Item": head.item(), **_condition(found)}
 
+    async def put_slot(self, item: Item, previous: int | None) -> None:
+        """An item of a journal, if its slot has the position ``previous``, or nothing (None). Raises: as `call`."""
+        condition: dict[str, Any] = {"ConditionExpression": "attribute_not_exists(pk)"}
+        if previous is not None:
+            condition = {
+                "ConditionExpression": "p = :p",
+                "ExpressionAttributeValues": {":p": {"N": str(previous)}},
+            }
+        condition["ReturnValuesOnConditionCheckFailure"] = "ALL_OLD"
+        await self.call("PutItem", writes=True, TableName=self.name, Item=item, **condition)
+
     async def put_copy(self, item: Item) -> None:
         """An event item of committed events: unconditional, for its content cannot differ."""
         await self.call("PutItem", TableName=self.name, Item=item)
@@ -205,7 +216,7 @@ def _condition(found: Stored | None) -> dict[str, Any]:
         }
     return {
         "ConditionExpression": "i = :i AND r = :r",
-        "ExpressionAttributeValues": {":i": {"N": str(found.incarnation)}, ":r": {"N": str(found.rev)}},
+        "ExpressionAttributeValues": {":i": {"N": str(found.incarnation)}, ":r": {"N": str(found.item_rev)}},
         "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
     }
 
@@ -213,5 +224,6 @@ def _condition(found: Stored | None) -> dict[str, Any]:
 def _token(head_put: dict[str, Any]) -> str:
     """Names a transaction by its head, which has the mark of its flush: the same one only if it is sent again."""
     item = head_put["Item"]
-    named = f"{item['pk']['S']} {item['i']['N']} {item['r']['N']} ".encode() + item["d"]["B"]
+    place = item.get("g", {"S": ""})["S"]  # when it is sent again, its journal may have got further
+    named = f"{item['pk']['S']} {item['i']['N']} {item['r']['N']} {place} ".encode() + item["d"]["B"]
     return blake2b(named, digest_size=16).hexdigest()

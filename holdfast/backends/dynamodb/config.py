@@ -39,6 +39,8 @@ class DynamoDBConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """How long one request may take before it is given up, and tried again."""
     create_timeout_s: float = 120.0
     """How long to wait for a new table to become active."""
+    journal_from: int = 8
+    """A flush of so many sessions goes into journals that they share, if it can; 0: none ever does."""
 
     def __post_init__(self) -> None:
         if not _TABLE_NAME.fullmatch(self.table):
@@ -50,3 +52,5 @@ class DynamoDBConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         for name in ("max_concurrency", "connect_timeout_s", "request_timeout_s", "create_timeout_s"):
             if not getattr(self, name) > 0:
                 raise ConfigError(name, f"must be above 0, not {getattr(self, name)}")
+        if self.journal_from < 0:
+            raise ConfigError("journal_from", f"must not be below 0, not {self.journal_from}")

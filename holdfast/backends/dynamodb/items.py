@@ -23,6 +23,7 @@ __all__ = [
     "Item",
     "Mark",
     "PackedEvent",
+    "Place",
     "Record",
     "Stored",
     "decode_chunk",
@@ -34,6 +35,8 @@ __all__ = [
     "item_bytes",
     "key_of",
     "lane_name",
+    "marks_are_lost",
+    "marks_with",
     "new_record",
     "packed_bytes",
     "shard_of",
@@ -81,6 +84,22 @@ class Mark(msgspec.Struct, array_like=True, frozen=True, gc=False):
         return Outcome(Status.COMMITTED, self.base_version, self.base_seq, self.base_first_seq, self.first_seq)
 
 
+_MAX_MARKS: Final = 8
+_MARK_AGE_S: Final = 600
+"""Longer than a flush is tried. DynamoDB's own idempotency tokens live as long."""
+
+
+def marks_with(marks: list[Mark], mark: Mark) -> list[Mark]:
+    """With ``mark`` in place of its lane's last; old ones of others go."""
+    kept = [other for other in marks if other.lane != mark.lane and other.at_s > mark.at_s - _MARK_AGE_S]
+    return [*kept[1 - _MAX_MARKS :], mark]
+
+
+def marks_are_lost(marks: list[Mark], since_rev: int) -> bool:
+    """Whether so many lanes have written since ``since_rev`` that one's mark may have had to go."""
+    return len(marks) >= _MAX_MARKS and all(mark.rev > since_rev for mark in marks)
+
+
 class Record(msgspec.Struct, array_like=True, frozen=True, kw_only=True, gc=False):
     """What a head item packs into its attribute ``d``."""
 
@@ -118,8 +137,15 @@ class Record(msgspec.Struct, array_like=True, frozen=True, kw_only=True, gc=Fals
         return self.last_seq + 1 - len(self.tail)
 
 
+class Place(NamedTuple):
+    """Where a session's writes go on: in a journal, at positions above this one."""
+
+    journal: str
+    position: int
+
+
 class Stored(NamedTuple):
-    """A head item: a session's, or a tombstone."""
+    """A head: a session's, or a tombstone. As the item has it, or with what a journal adds to that."""
 
     id: str
     incarnation: int
@@ -129,6 +155,14 @@ class Stored(NamedTuple):
     due_s: int | None
     """Look then whether it has expired, or can be forgotten (dead). Never later than that is so; None: never."""
     record: Record
+    place: Place | None = None
+    """None: the item has all."""
+    behind: int | None = None
+    """The item's own revision, if a journal has later ones."""
+
+    @property
+    def item_rev(self) -> int:
+        return self.rev if self.behind is None else self.behind
 
     @property
     def head(self) -> Head | None:
@@ -171,13 +205,15 @@ class Stored(NamedTuple):
             kind = "D" if not record.dead else "G" if record.debris else "T"
             item["e"] = {"S": f"{kind}{shard}"}
             item["u"] = {"N": str(self.due_s)}
+        if self.place is not None:
+            item["g"] = {"S": f"{self.place.journal} {self.place.position}"}
         return _with_ttl(item, self._native_ttl_s)
 
     @property
     def _native_ttl_s(self) -> int | None:
         """When DynamoDB may remove the item by itself. Never while that would leave other items behind."""
         record = self.record
-        if record.debris:
+        if record.debris or self.place is not None:  # its touches are in the journal
             return None
         if record.dead:
             return None if self.due_s is None else self.due_s + _TTL_MARGIN_S
@@ -282,11 +318,17 @@ def decode_head(item: Item) -> Stored:
             owner=item["o"]["S"][1:] if "o" in item else None,
             due_s=int(item["u"]["N"]) if "u" in item else None,
             record=_decode_record(packed[1:]),
+            place=_place(item["g"]["S"]) if "g" in item else None,
         )
     except (KeyError, IndexError, TypeError, ValueError) as exc:
         if isinstance(exc, SchemaError):
             raise
         raise SchemaError("the table has a head item that is damaged, or another program's") from exc
+
+
+def _place(text: str) -> Place:
+    journal, _, position = text.partition(" ")
+    return Place(journal, int(position))
 
 
 def state_item(head: Stored, key: str, raw: bytes, version: int) -> Item:

@@ -18,6 +18,7 @@ from holdfast.backends.dynamodb.items import (
     due_of,
     item_bytes,
     key_of,
+    marks_with,
     new_record,
     packed_bytes,
     state_item,
@@ -26,7 +27,7 @@ from holdfast.backends.dynamodb.items import (
 from holdfast.backends.dynamodb.limits import CHUNK_BYTES
 from holdfast.backends.rules import advance, judge, outcome
 
-__all__ = ["Flush", "Plan", "decide", "entombed", "marks_are_lost", "rewritten"]
+__all__ = ["Flush", "Plan", "applied_before", "decide", "entombed", "inline_state", "pack", "rewritten", "written_out"]
 
 INLINE_STATE_BYTES: Final = 512
 """Small values stay in the head, up to here: more would make every append dearer."""
@@ -36,9 +37,6 @@ _TAIL_ROOM_BYTES: Final = 256
 TAIL_BYTES: Final = 3_072
 """Events of one flush that make more than this go into an event item at once."""
 
-_MAX_MARKS: Final = 8
-_MARK_AGE_S: Final = 600
-"""Longer than a flush is tried. DynamoDB's own idempotency tokens live as long."""
 TOMBSTONE_S: Final = 3_600
 
 
@@ -65,10 +63,9 @@ class Plan(NamedTuple):
 
 def decide(found: Stored | None, write: SessionWrite, flush: Flush) -> Plan | Outcome:
     """The plan of a write; an outcome alone if it is refused, or if this very flush was applied before."""
-    if found is not None:
-        for mark in found.record.marks:
-            if mark.lane == flush.lane and mark.flush == flush.number:
-                return mark.outcome
+    before_now = None if found is None else applied_before(found, flush)
+    if before_now is not None:
+        return before_now
     head_found = None if found is None else found.head
     status = judge(head_found, write)
     if status is not Status.COMMITTED:
@@ -80,6 +77,36 @@ def decide(found: Stored | None, write: SessionWrite, flush: Flush) -> Plan | Ou
     if write.delete:
         return Plan(result, _marked(_deleted(found, write, flush), flush, result), None, (), ())
     return _Draft(found, write, before, after).plan(flush, result)
+
+
+def applied_before(found: Stored, flush: Flush) -> Outcome | None:
+    """The outcome of this very flush, if the head tells of it."""
+    for mark in found.record.marks:
+        if mark.lane == flush.lane and mark.flush == flush.number:
+            return mark.outcome
+    return None
+
+
+def inline_state(found: Stored, head: Head, write: SessionWrite) -> dict[str, tuple[bytes, int]] | None:
+    """The state in the head after ``write``; None if the write needs other items than the head."""
+    draft = _Draft(found, write, head, head)
+    state = draft.with_state(found).record.state
+    return None if draft.has_items else state
+
+
+def written_out(found: Stored) -> Plan:
+    """The head brought up to date with its journal, which it leaves: upkeep, which leaves no mark."""
+    head = found.head
+    assert head is not None
+    nothing = SessionWrite(
+        id=found.id,
+        incarnation=found.incarnation,
+        accepted_us=0,
+        active_us=0,
+        version=head.version,
+        base_seq=head.last_seq,
+    )
+    return _Draft(found, nothing, head, head).with_events(rewritten(found, tail=[]), outcome(head, head))
 
 
 class _Draft:
@@ -96,6 +123,11 @@ class _Draft:
         self._puts: list[Item] = []
         self._deletes: list[Item] = []
 
+    @property
+    def has_items(self) -> bool:
+        """Beside the head."""
+        return bool(self._puts or self._deletes)
+
     def plan(self, flush: Flush, result: Outcome) -> Plan:
         """State first: what of it moves out makes a transaction, and that decides where the events go."""
         after = self._after
@@ -109,9 +141,9 @@ class _Draft:
             version=after.version,
             tail=[],
         )
-        stored = self._with_state(self._stored(record, after, _first_rev(flush)))
+        stored = self.with_state(self._stored(record, after, _first_rev(flush)))
         stored = _marked(stored, flush, result)
-        return self._with_events(stored, result)
+        return self.with_events(stored, result)
 
     def _stored(self, record: Record, after: Head, first_rev: int) -> Stored:
         found = self._found
@@ -122,7 +154,7 @@ class _Draft:
             return Stored(after.id, after.incarnation, rev, after.owner, due_of(after), record)
         return Stored(found.id, found.incarnation, rev, found.owner, found.due_s, record)
 
-    def _with_state(self, stored: Stored) -> Stored:
+    def with_state(self, stored: Stored) -> Stored:
         write, record = self._write, stored.record
         if not (write.cleared or write.sets or write.removes):
             return stored
@@ -162,19 +194,20 @@ class _Draft:
                 moved[key] = value
         return moved
 
-    def _with_events(self, stored: Stored, result: Outcome) -> Plan:
+    def with_events(self, stored: Stored, result: Outcome) -> Plan:
         """Where they go by what that costs: see docs/adr/0009."""
         record, base = stored.record, self._record
         kept_from = record.first_seq
         old = EventChunk(base.tail_seq, base.tail).between(kept_from, base.last_seq)
-        new = EventChunk(base.last_seq + 1, [_pack(event) for event in self._write.events])
+        new = EventChunk(base.last_seq + 1, [pack(event) for event in self._write.events])
         new = new.between(kept_from, record.last_seq)
         copy: Item | None = None
         empty_bytes = item_bytes(stored.item())
         soft = -(-(empty_bytes + _TAIL_ROOM_BYTES) // UNIT_BYTES) * UNIT_BYTES - empty_bytes
         old_bytes, new_bytes = packed_bytes(old.events), packed_bytes(new.events)
-        in_transaction = bool(self._puts or self._deletes)
-        if old_bytes + new_bytes <= soft or (not new.events and old_bytes <= soft + TAIL_BYTES):
+        in_transaction = self.has_items
+        may_stay = soft + TAIL_BYTES if self._found is None or self._found.behind is None else soft
+        if old_bytes + new_bytes <= soft or (not new.events and old_bytes <= may_stay):
             record = msgspec.structs.replace(record, tail=old.events + new.events)
         elif not in_transaction and new_bytes <= soft + TAIL_BYTES:
             if old.events and record.logged:
@@ -194,7 +227,7 @@ def _first_rev(flush: Flush) -> int:
     return flush.now_s << 10
 
 
-def _pack(event: NewEvent) -> PackedEvent:
+def pack(event: NewEvent) -> PackedEvent:
     return PackedEvent(event.stream, event.type, event.raw, event.retry_ms, event.time_us)
 
 
@@ -216,20 +249,13 @@ def _has_parts(record: Record) -> bool:
 
 
 def _marked(stored: Stored, flush: Flush, result: Outcome) -> Stored:
-    """With the mark of this flush, in place of the lane's last; old ones of others go."""
-    marks = [mark for mark in stored.record.marks if mark.lane != flush.lane and mark.at_s > flush.now_s - _MARK_AGE_S]
+    """With the mark of this flush."""
     mark = Mark(
         flush.lane, flush.number, stored.rev, flush.now_s,
         result.base_version, result.base_seq, result.base_first_seq, result.first_seq,
     )  # fmt: skip
-    marks = [*marks[1 - _MAX_MARKS :], mark]
+    marks = marks_with(stored.record.marks, mark)
     return stored._replace(record=msgspec.structs.replace(stored.record, marks=marks))
-
-
-def marks_are_lost(stored: Stored, since_rev: int) -> bool:
-    """Whether so many lanes have written since ``since_rev`` that one's mark may have had to go."""
-    marks = stored.record.marks
-    return len(marks) >= _MAX_MARKS and all(mark.rev > since_rev for mark in marks)
 
 
 def _deleted(found: Stored | None, write: SessionWrite, flush: Flush) -> Stored:
@@ -257,9 +283,12 @@ def entombed(stored: Stored, now_s: int) -> Stored:
         scattered=False,
         debris=_has_parts(stored.record),
     )
-    return stored._replace(rev=stored.rev + 1, owner=None, due_s=now_s + TOMBSTONE_S, record=record)
+    return stored._replace(
+        rev=stored.rev + 1, owner=None, due_s=now_s + TOMBSTONE_S, record=record, place=None, behind=None
+    )
 
 
 def rewritten(stored: Stored, **changes: object) -> Stored:
-    """The next revision of a head, with some fields of its record changed: upkeep, which leaves no mark."""
-    return stored._replace(rev=stored.rev + 1, record=msgspec.structs.replace(stored.record, **changes))
+    """The next revision of a head, in no journal, with some fields changed: upkeep, which leaves no mark."""
+    record = msgspec.structs.replace(stored.record, **changes)
+    return stored._replace(rev=stored.rev + 1, record=record, place=None, behind=None)

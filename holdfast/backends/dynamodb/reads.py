@@ -17,8 +17,8 @@ from holdfast.backends.base import (
     Snapshot,
     StateValue,
 )
-from holdfast.backends.dynamodb.cache import HeadCache
 from holdfast.backends.dynamodb.client import Table
+from holdfast.backends.dynamodb.heads import Heads, Looks
 from holdfast.backends.dynamodb.items import (
     HEAD_KEY,
     SHARDS,
@@ -54,17 +54,17 @@ _NEWEST_ITEMS: Final = 10
 # --- sessions ----------------------------------------------------------------
 
 
-async def load(table: Table, cache: HeadCache, requests: Sequence[LoadRequest]) -> list[Snapshot | None]:
+async def load(heads: Heads, requests: Sequence[LoadRequest]) -> list[Snapshot | None]:
     """`Backend.load`: all heads in batches; then the state items of those that have some, side by side."""
     if not requests:
         return []
-    heads = await table.get_heads([request.id for request in requests])
-    for stored in heads.values():
-        cache.put(stored)
-    return await asyncio.gather(*(_snapshot(table, heads.get(request.id), request) for request in requests))
+    found = await heads.get_many([request.id for request in requests])
+    for stored in found.values():
+        heads.cache.put(stored)
+    return await asyncio.gather(*(_snapshot(heads, found.get(request.id), request) for request in requests))
 
 
-async def _snapshot(table: Table, stored: Stored | None, request: LoadRequest) -> Snapshot | None:
+async def _snapshot(heads: Heads, stored: Stored | None, request: LoadRequest) -> Snapshot | None:
     head = None if stored is None else stored.head
     if stored is None or head is None:
         return None
@@ -74,7 +74,7 @@ async def _snapshot(table: Table, stored: Stored | None, request: LoadRequest) -
     if not stored.record.scattered:
         return Snapshot(head, stored.state)
     for _ in range(_TRIES):
-        stored, state = await _whole(table, request.id)
+        stored, state = await _whole(heads, request.id)
         head = None if stored is None else stored.head
         if stored is None or head is None:
             return None
@@ -83,21 +83,24 @@ async def _snapshot(table: Table, stored: Stored | None, request: LoadRequest) -
     raise Unavailable("the session is written to so often that its state cannot be read as of one moment")
 
 
-async def _whole(table: Table, session_id: str) -> tuple[Stored | None, dict[str, StateValue] | None]:
+async def _whole(heads: Heads, session_id: str) -> tuple[Stored | None, dict[str, StateValue] | None]:
     """The head and all state items, in one query; no state if they were not of one moment: a query need not be.
 
     An item that was set after the head was read is of a later revision; one that was taken away is told of
     by the head as it is afterwards.
     """
-    found = [item async for page in table.range(session_id, HEAD_KEY, "S~") for item in page]
+    since = heads.rings_read
+    found = [item async for page in heads.table.range(session_id, HEAD_KEY, "S~") for item in page]
     if not found or found[0]["sk"]["S"] != HEAD_KEY:
         return None, None
-    stored = decode_head(found[0])
+    stored = await heads.complete(read := decode_head(found[0]), since)
+    if stored is None:  # its journal has been read now
+        return read, None
     prefix = state_prefix(stored.incarnation, stored.record.generation)
     items = [decode_state(item) for item in found if item["sk"]["S"].startswith(prefix)]
     if any(rev > stored.rev for _, _, rev in items):
         return stored, None
-    after = await table.get_head(session_id)
+    after = await heads.table.get_head(session_id)
     if after is None or after.incarnation != stored.incarnation or after.record.cut_rev > stored.rev:
         return stored, None
     return stored, stored.state | {key: value for key, value, _ in items}
@@ -106,14 +109,15 @@ async def _whole(table: Table, session_id: str) -> tuple[Stored | None, dict[str
 # --- events ------------------------------------------------------------------
 
 
-async def read_events(table: Table, cache: HeadCache, query: EventQuery) -> EventPage | None:
+async def read_events(heads: Heads, query: EventQuery) -> EventPage | None:
     """`Backend.read_events`: the head has the newest; what lies before is in event items."""
     for _ in range(_TRIES):
-        stored = await table.get_head(query.id)
+        stored = await heads.get(query.id)
         if stored is None or stored.head is None or stored.incarnation != query.incarnation:
             return None
-        cache.put(stored)
-        page = await (_newest(table, query, stored) if query.last else _next(table, query, stored))
+        heads.cache.put(stored)
+        read = _newest if query.last else _next
+        page = await read(heads.table, query, stored)
         if page is not None:
             return page
     raise Unavailable("the session's events are trimmed while they are read, again and again")
@@ -205,10 +209,10 @@ async def chunks_backwards(table: Table, stored: Stored, start: int) -> AsyncIte
 # --- lists -------------------------------------------------------------------
 
 
-async def list_sessions(table: Table, where: SessionFilter, after: int, limit: int) -> SessionPage:
+async def list_sessions(heads: Heads, where: SessionFilter, after: int, limit: int) -> SessionPage:
     """`Backend.list_sessions`: ids from an index, then the heads themselves."""
     found = list[Head]()
-    async for head in matching(table, where, after, at_once=min(limit + 1, _LISTED_AT_ONCE)):
+    async for head in matching(heads, where, after, at_once=min(limit + 1, _LISTED_AT_ONCE)):
         found.append(head)
         if len(found) > limit:
             break
@@ -216,17 +220,17 @@ async def list_sessions(table: Table, where: SessionFilter, after: int, limit: i
     return SessionPage(page, page[-1].incarnation if len(found) > limit else None)
 
 
-async def count_sessions(table: Table, where: SessionFilter) -> int:
+async def count_sessions(heads: Heads, where: SessionFilter) -> int:
     """`Backend.count_sessions`: reads every head that there is, or every one of an owner."""
     count = 0
-    async for _ in matching(table, where, -1, at_once=_LISTED_AT_ONCE):
+    async for _ in matching(heads, where, -1, at_once=_LISTED_AT_ONCE):
         count += 1
     return count
 
 
-async def matching(table: Table, where: SessionFilter, after: int, *, at_once: int) -> AsyncIterator[Head]:
+async def matching(heads: Heads, where: SessionFilter, after: int, *, at_once: int) -> AsyncIterator[Head]:
     """Live sessions by ascending incarnation."""
-    async for stored in live_sessions(table, after, owner=where.owner, at_once=at_once):
+    async for stored in live_sessions(Looks(heads), heads.table, after, owner=where.owner, at_once=at_once):
         head = stored.head
         if (
             head is not None
@@ -237,22 +241,22 @@ async def matching(table: Table, where: SessionFilter, after: int, *, at_once: i
 
 
 async def live_sessions(
-    table: Table, after: int, *, owner: str | None = None, at_once: int = _LISTED_AT_ONCE
+    looks: Looks, table: Table, after: int, *, owner: str | None = None, at_once: int = _LISTED_AT_ONCE
 ) -> AsyncIterator[Stored]:
     """Sessions with ``incarnation > after``, ascending, expired ones too."""
     chunk = list[tuple[int, str]]()
     async for entry in _index_entries(table, after, owner, at_once):
         chunk.append(entry)
         if len(chunk) == at_once:
-            for stored in await _heads(table, chunk):
+            for stored in await _heads(looks, chunk):
                 yield stored
             chunk.clear()
-    for stored in await _heads(table, chunk) if chunk else ():
+    for stored in await _heads(looks, chunk) if chunk else ():
         yield stored
 
 
-async def _heads(table: Table, entries: Sequence[tuple[int, str]]) -> list[Stored]:
-    heads = await table.get_heads([session_id for _, session_id in entries])
+async def _heads(looks: Looks, entries: Sequence[tuple[int, str]]) -> list[Stored]:
+    heads = await looks.get([session_id for _, session_id in entries])
     found = [(incarnation, heads.get(session_id)) for incarnation, session_id in entries]
     return [stored for incarnation, stored in found if stored is not None and stored.incarnation == incarnation]
 

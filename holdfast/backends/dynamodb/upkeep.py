@@ -6,12 +6,14 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Final
 
+from msgspec import structs
+
 from holdfast.backends.base import Expired, TrimPolicy
-from holdfast.backends.dynamodb.cache import HeadCache
-from holdfast.backends.dynamodb.client import Table
 from holdfast.backends.dynamodb.errors import ConditionFailed
-from holdfast.backends.dynamodb.items import SHARDS, EventChunk, Stored, due_of, event_key
-from holdfast.backends.dynamodb.plan import entombed, rewritten
+from holdfast.backends.dynamodb.heads import Heads, Looks
+from holdfast.backends.dynamodb.items import SHARDS, EventChunk, Item, Stored, due_of, event_key
+from holdfast.backends.dynamodb.journal import journal_of
+from holdfast.backends.dynamodb.plan import entombed, written_out
 from holdfast.backends.dynamodb.reads import chunks, chunks_backwards, live_sessions
 from holdfast.backends.dynamodb.sweep import bury, delete_range, sweep_up
 from holdfast.errors import OutcomeUnknown
@@ -26,9 +28,10 @@ _TRIES: Final = 5
 class Upkeep:
     """Keeps its place in the walk over all sessions, so that one that stops at a limit goes on from there."""
 
-    def __init__(self, table: Table, cache: HeadCache) -> None:
-        self._table: Final = table
-        self._cache: Final = cache
+    def __init__(self, heads: Heads) -> None:
+        self._heads: Final = heads
+        self._table: Final = heads.table
+        self._cache: Final = heads.cache
         self._trimmed_to = -1
 
     # --- expiry --------------------------------------------------------------
@@ -37,57 +40,80 @@ class Upkeep:
         """`Backend.expire`, by the index of when to look; then forget tombstones that have done their time."""
         gone = list[Expired]()
         now_s = now_us // 1_000_000
+        looks = Looks(self._heads)
         for shard in range(SHARDS):
-            async for page in self._due(f"D{shard}", now_s):
+            async for page in self._due(looks, f"D{shard}", now_s):
                 expired = [stored for stored in page if _has_expired(stored, now_us)]
-                await asyncio.gather(*(self._file_anew(stored) for stored in page if not _has_expired(stored, now_us)))
+                alive = [stored for stored in page if not (_has_expired(stored, now_us) or looks.is_elsewhere(stored))]
+                await asyncio.gather(*map(self._file_anew, alive))
                 room = limit - len(gone)
-                ended = await asyncio.gather(*(self._end(stored, now_s) for stored in expired[:room]))
+                ended = await asyncio.gather(*(self._end(stored, now_us) for stored in expired[:room]))
                 gone += [session for session in ended if session is not None]
                 if len(gone) >= limit:
                     return gone
-        await self._forget_the_dead(now_s)
+        await self._forget_the_dead(looks, now_s)
+        for shard in range(SHARDS):
+            await self._sweep_journals(shard, now_s)
         return gone
 
-    async def _due(self, partition: str, now_s: int) -> AsyncIterator[list[Stored]]:
+    async def _due(self, looks: Looks, partition: str, now_s: int) -> AsyncIterator[list[Stored]]:
         """Pages of the heads that are to be looked at by now. Consistent reads, so that none is old news."""
-        values: dict[str, Any] = {":p": {"S": partition}, ":u": {"N": str(now_s)}}
-        async for page in self._table.query("e = :p AND u <= :u", values, IndexName="due", Limit=_DUE_AT_ONCE):
-            heads = await self._table.get_heads([item["pk"]["S"] for item in page]) if page else {}
+        async for page in self._filed(partition, now_s):
+            heads = await looks.get([item["pk"]["S"] for item in page]) if page else {}
             yield [stored for stored in heads.values() if stored.due_s is not None and stored.due_s <= now_s]
 
-    async def _end(self, stored: Stored, now_s: int) -> Expired | None:
+    async def _filed(self, partition: str, now_s: int) -> AsyncIterator[list[Item]]:
+        values: dict[str, Any] = {":p": {"S": partition}, ":u": {"N": str(now_s)}}
+        async for page in self._table.query("e = :p AND u <= :u", values, IndexName="due", Limit=_DUE_AT_ONCE):
+            yield page
+
+    async def _end(self, looked_at: Stored, now_us: int) -> Expired | None:
         """None: a touch came first, or another janitor."""
-        tomb = entombed(stored, now_s)
-        try:
-            await self._table.put_head(tomb, stored)
-        except ConditionFailed:
-            return None
-        except OutcomeUnknown:
-            found = await self._table.get_head(stored.id)
-            if found is None or (found.incarnation, found.rev) != (tomb.incarnation, tomb.rev) or found.head:
-                raise
-        self._cache.put(tomb)
-        await self._sweep_grave(tomb)
+        async with self._heads.journals.holds.of(looked_at.id):
+            stored = await self._heads.to_write(looked_at)
+            if stored is None or stored.incarnation != looked_at.incarnation or not _has_expired(stored, now_us):
+                return None
+            tomb = entombed(stored, now_us // 1_000_000)
+            try:
+                await self._heads.put(tomb, stored)
+            except ConditionFailed:
+                return None
+            except OutcomeUnknown:
+                found = await self._table.get_head(stored.id)
+                if found is None or (found.incarnation, found.rev) != (tomb.incarnation, tomb.rev) or found.head:
+                    raise
+                self._heads.journals.wrote(tomb)
+            self._cache.put(tomb)
+            await self._sweep_grave(tomb)
         return Expired(stored.id, stored.incarnation, stored.owner)
 
-    async def _file_anew(self, stored: Stored) -> None:
+    async def _file_anew(self, looked_at: Stored) -> None:
         """It was touched since it was filed: look again when it is due by that."""
-        due_s = due_of(stored.head)
-        if stored.head is None or due_s == stored.due_s:
+        if looked_at.head is None or due_of(looked_at.head) == looked_at.due_s:
             return
-        filed = rewritten(stored)._replace(due_s=due_s)
-        try:
-            await self._table.put_head(filed, stored)
-        except ConditionFailed:
-            return
-        self._cache.put(filed)
+        async with self._heads.journals.holds.of(looked_at.id):
+            stored = await self._heads.to_write(looked_at)
+            if stored is None or stored.incarnation != looked_at.incarnation or stored.head is None:
+                return
+            plan = written_out(stored)
+            plan = plan._replace(head=plan.head._replace(due_s=due_of(stored.head)))
+            try:
+                await self._heads.send(plan, stored)
+            except ConditionFailed:
+                return
+            self._cache.put(plan.head)
 
-    async def _forget_the_dead(self, now_s: int) -> None:
+    async def _sweep_journals(self, shard: int, now_s: int) -> None:
+        """Those that their owners have left behind."""
+        async for page in self._filed(f"X{shard}", now_s):
+            for journal in dict.fromkeys(map(journal_of, page)):
+                await self._heads.sweep(journal, now_s)
+
+    async def _forget_the_dead(self, looks: Looks, now_s: int) -> None:
         """A last look for what came late, then the tombstone goes too."""
         for shard in range(SHARDS):
             for kind in "TG":
-                async for page in self._due(f"{kind}{shard}", now_s):
+                async for page in self._due(looks, f"{kind}{shard}", now_s):
                     await asyncio.gather(*(self._forget(stored) for stored in page))
 
     async def _forget(self, stored: Stored) -> None:
@@ -113,7 +139,7 @@ class Upkeep:
     # --- trimming ------------------------------------------------------------
 
     async def trim_these(self, ids: Sequence[tuple[str, int]], policy: TrimPolicy, limit: int) -> int:
-        heads = await self._table.get_heads([session_id for session_id, _ in ids]) if ids else {}
+        heads = await Looks(self._heads).get([session_id for session_id, _ in ids])
         deleted = 0
         for session_id, incarnation in ids:
             stored = heads.get(session_id)
@@ -139,10 +165,13 @@ class Upkeep:
         deleted, start = 0, self._trimmed_to
         rounds = [(start, None)] if start < 0 else [(start, None), (-1, start)]
         for after, end in rounds:
-            async for stored in live_sessions(self._table, after):
+            looks = Looks(self._heads)
+            async for stored in live_sessions(looks, self._table, after):
                 if end is not None and stored.incarnation > end:
                     break
                 self._trimmed_to = stored.incarnation
+                if looks.is_elsewhere(stored):
+                    continue
                 deleted += await self._trim(stored, policy)
                 if deleted >= limit:
                     return deleted
@@ -159,28 +188,35 @@ class Upkeep:
             if first_seq <= record.trimmed_seq and not record.debris:
                 return 0
             swept = await sweep_up(self._table, stored, _ITEMS_AT_ONCE) if record.debris else 0
-            tail = EventChunk(record.tail_seq, record.tail).between(first_seq, record.last_seq)
-            trimmed = rewritten(
-                stored,
-                first_seq=first_seq,
-                trimmed_seq=first_seq,
-                tail=tail.events,
-                debris=swept >= _ITEMS_AT_ONCE,
-            )
-            try:
-                await self._table.put_head(trimmed, stored)
-            except ConditionFailed:
-                found = await self._table.get_head(stored.id)
+            async with self._heads.journals.holds.of(stored.id):
+                found = await self._heads.to_write(stored)
                 if found is None or found.incarnation != stored.incarnation:
                     return swept
-                stored = found
-                continue
-            self._cache.put(trimmed)
-            low, high = event_key(stored.incarnation, 0), event_key(stored.incarnation, first_seq - 1)
-            while await delete_range(self._table, stored.id, low, high, _ITEMS_AT_ONCE) >= _ITEMS_AT_ONCE:
-                pass
-            return swept + first_seq - record.trimmed_seq
-        return 0
+                if found.rev == stored.rev and await self._cut(found, first_seq, debris=swept >= _ITEMS_AT_ONCE):
+                    break
+                found = await self._heads.get(stored.id, held=True)
+            if found is None or found.incarnation != stored.incarnation:
+                return swept
+            stored = found
+        else:
+            return 0
+        low, high = event_key(stored.incarnation, 0), event_key(stored.incarnation, first_seq - 1)
+        while await delete_range(self._table, stored.id, low, high, _ITEMS_AT_ONCE) >= _ITEMS_AT_ONCE:
+            pass
+        return swept + first_seq - record.trimmed_seq
+
+    async def _cut(self, stored: Stored, first_seq: int, *, debris: bool) -> bool:
+        """Raise the first seq of a session that is held; False: others wrote it meanwhile."""
+        record = stored.record
+        tail = EventChunk(record.tail_seq, record.tail).between(first_seq, record.last_seq)
+        cut = structs.replace(record, first_seq=first_seq, trimmed_seq=first_seq, tail=tail.events, debris=debris)
+        plan = written_out(stored._replace(record=cut))
+        try:
+            await self._heads.send(plan, stored)
+        except ConditionFailed:
+            return False
+        self._cache.put(plan.head)
+        return True
 
     async def _kept_from(self, stored: Stored, policy: TrimPolicy) -> int:
         """The first seq that the policy keeps: oldest first, up to the first event that may stay."""
