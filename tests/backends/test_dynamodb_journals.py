@@ -12,6 +12,7 @@ from holdfast.backends.base import SessionFilter, Status
 from holdfast.backends.dynamodb import DynamoDBBackend, journals
 from holdfast.backends.dynamodb.items import Item
 from holdfast.backends.dynamodb.journal import LIVE, SLOTS, partition
+from holdfast.backends.dynamodb.journals import JOINS_AFTER, MEMBERS
 from holdfast.errors import OutcomeUnknown
 from holdfast.testing import ManualClock
 from holdfast.testing.contract.direct import Direct, blind, fenced, new_event, texts
@@ -49,6 +50,16 @@ async def test_a_flush_is_one_put(crowd: Crowd, proxy: HttpProxy, backend: Dynam
     item = await head_item(backend, "s0")
     assert item["g"]["S"].startswith(journal.id)
     assert "ttl" not in item, "it would be removed while its touches are in the journal"
+    await crowd.check(second)
+
+
+async def test_a_journal_is_full_at_some_time(direct: Direct, second: Direct, backend: DynamoDBBackend) -> None:
+    """Also of those that join in one flush: AWS bounds what one journal can take."""
+    heads = [await direct.create(f"m{number}") for number in range(2 * MEMBERS + 20)]
+    crowd = Crowd(direct, heads)
+    await crowd.append(JOINS_AFTER + 3, only=len(heads))
+    assert sorted(len(journal.members) for journal in journals_of(backend)) == [20, MEMBERS, MEMBERS]
+    assert not any(journal.joining for journal in journals_of(backend))
     await crowd.check(second)
 
 

@@ -22,7 +22,7 @@ the write that made it, if it is not much, or by `Backend.trim` and `Backend.exp
 expired session's head stays for an hour as a *tombstone*, which remembers the flushes that got it there.
 
 A head may be in a *journal*, attribute ``g``: an id and a position. Then it lacks what the journal's entries
-of the session at later positions say. A journal belongs to one lane of one backend object, and has up to 64 sessions.
+of the session at later positions say. A journal belongs to one backend object, and has up to 64 sessions.
 Its items have `` journal <id>`` as ``pk``, and as ``sk`` one of 32 slots, which are used in turn: the position
 ``p`` (1, 2, 3, …) takes the slot of position p - 32, by its condition. They are
 

@@ -31,7 +31,7 @@ from holdfast.backends.dynamodb.journal import (
 from holdfast.backends.dynamodb.plan import Flush
 from holdfast.errors import HoldfastError, OutcomeUnknown, Rejected, Unavailable
 
-__all__ = ["Journal", "Journals", "Member", "Pending"]
+__all__ = ["JOINS_AFTER", "MEMBERS", "REST_S", "WRITTEN_OUT_AFTER", "Journal", "Journals", "Member", "Pending"]
 
 WRITTEN_OUT_AFTER: Final = 16
 """Positions, after which a member's next write goes to its head."""
@@ -41,7 +41,7 @@ REST_S = 60
 """How long a session stays out of journals, once another instance has ended one for its sake; doubled each time."""
 
 _LONGEST_REST_S: Final = 3_600
-_MEMBERS: Final = 64
+MEMBERS: Final = 64
 _JOURNALS: Final = 64
 _LIFE_S: Final = 43_200
 """An owner gives up a journal that is older. The janitor ends one of a day."""
@@ -81,13 +81,14 @@ class Pending:
 class Journal:
     """One that is open: this process puts entries into it."""
 
-    def __init__(self, owner: Journals, lane: bytes, created_s: int) -> None:
+    def __init__(self, owner: Journals, created_s: int) -> None:
         self.id: Final = secrets.token_hex(8)
-        self.lane: Final = lane
         self.created_s: Final = created_s
         self.position = 0
         """The last that is taken."""
         self.members: Final[dict[str, Member]] = {}
+        self.joining: Final[set[str]] = set()
+        """Sessions that will be members when their heads are written."""
         self.is_open = True
         self._owner: Final = owner
         self._lock: Final = asyncio.Lock()
@@ -189,6 +190,7 @@ class Journals:
         self._cache: Final = cache
         self._open: Final[dict[str, Journal]] = {}
         self._members: Final[dict[str, Member]] = {}
+        self._joining: Final[dict[str, Journal]] = {}
         self._streaks: Final[dict[str, int]] = {}
         """By session: writes of its head here, with none elsewhere in between."""
         self._rests: Final[dict[str, tuple[int, int]]] = {}
@@ -217,20 +219,28 @@ class Journals:
     def to_join(self, session_id: str, flush: Flush) -> Journal | None:
         """Where a session goes whose head is written now."""
         self._now_s = max(self._now_s, flush.now_s)
+        self._end_joining(session_id)
         member = self._members.get(session_id)
         if member is not None and self._is_young(member.journal):
             return member.journal
         if self._streaks.get(session_id, 0) < JOINS_AFTER or self._rests.get(session_id, (0, 0))[0] > flush.now_s:
             return None
+        journal = self._with_room(flush)
+        if journal is not None:
+            self._joining[session_id] = journal
+            journal.joining.add(session_id)
+        return journal
+
+    def _with_room(self, flush: Flush) -> Journal | None:
         for journal in self._open.values():
-            if journal.lane == flush.lane and len(journal.members) < _MEMBERS and self._is_young(journal):
+            if len(journal.members) + len(journal.joining) < MEMBERS and self._is_young(journal):
                 return journal
         for journal in self.open_ones:
             if journal.is_settled and not self._is_young(journal):
                 self.give_up(journal)
         if len(self._open) >= _JOURNALS:
             return None
-        journal = Journal(self, flush.lane, flush.now_s)
+        journal = Journal(self, flush.now_s)
         self._open[journal.id] = journal
         return journal
 
@@ -245,6 +255,7 @@ class Journals:
 
     def wrote(self, head: Stored) -> None:
         """It has been written, and is in the journal that it names, or in none."""
+        self._end_joining(head.id)
         was = self._members.get(head.id)
         self._forget(head.id)
         journal = None if head.place is None else self._open.get(head.place.journal)
@@ -263,10 +274,16 @@ class Journals:
 
     def lost(self, session_id: str, found: Stored | None) -> None:
         """Somebody else has written the head since it was as ``found``, or a write of ours has that was given up."""
+        self._end_joining(session_id)
         member = self._members.get(session_id)
         if member is not None and found is not None and found.item_rev == member.head.item_rev:
             self._forget(session_id)
         self._streaks.pop(session_id, None)
+
+    def _end_joining(self, session_id: str) -> None:
+        journal = self._joining.pop(session_id, None)
+        if journal is not None:
+            journal.joining.discard(session_id)
 
     def _forget(self, session_id: str) -> None:
         member = self._members.pop(session_id, None)
