@@ -40,8 +40,10 @@ JOINS_AFTER = 2
 REST_S = 60
 """How long a session stays out of journals, once another instance has ended one for its sake; doubled each time."""
 
-_LONGEST_REST_S: Final = 3_600
 MEMBERS: Final = 64
+"""Sessions in one journal."""
+
+_LONGEST_REST_S: Final = 3_600
 _JOURNALS: Final = 64
 _LIFE_S: Final = 43_200
 """An owner gives up a journal that is older. The janitor ends one of a day."""
