@@ -44,8 +44,8 @@ class SessionActor(Row):
 
     __slots__ = (
         "__weakref__", "_cautious", "_context", "_lone", "_recovery", "_schedule", "_taken", "_write", "barriers",
-        "creating", "ended", "exact", "head_exact", "mailbox", "news", "restarting", "ring", "scheduled", "state",
-        "state_bytes", "subscribers", "used",
+        "creating", "ended", "exact", "head_exact", "mailbox", "news", "read_by", "restarting", "ring", "scheduled",
+        "state", "state_bytes", "subscribers", "used",
     )  # fmt: skip
 
     def __init__(
@@ -60,6 +60,8 @@ class SessionActor(Row):
         """``state`` is the state at ``version``, not older."""
         self.head_exact = True
         """The rest of the row is as at ``version``, too."""
+        self.read_by = 0
+        """Number of the last load that ``state`` is not older than."""
         self.creating = create
         """Its row is not in the store yet: the first write inserts it."""
         self.mailbox = Mailbox()
@@ -219,8 +221,8 @@ class SessionActor(Row):
         except Exception as exc:  # a user's function, or a limit: it fails this unit alone
             if self._taken:  # on what they would make of the state; decide when they are stored
                 return False
-            if not self.exclusive and not unit.doubted:
-                unit.doubted = True
+            if not self.exclusive and (not unit.doubted or self.read_by < unit.doubted):
+                unit.doubted = unit.doubted or self._context.loads_begun + 1
                 self.exact = False
                 return False
             self._refuse(unit, self._graver(unit, exc))
@@ -267,11 +269,8 @@ class SessionActor(Row):
             self.exact = False
             self.reject(SessionClosed(self.id))  # not every unit need be to blame
             return
-        elif status is Status.EXISTS:
-            self._fail_taken(SessionExists(self.id))
-            self.end()
         else:
-            self._fail_taken(SessionNotFound(self.id))
+            self._fail_taken(SessionExists(self.id) if status is Status.EXISTS else SessionNotFound(self.id))
             self.end()
         self.next_turn()
 
@@ -446,8 +445,8 @@ class SessionActor(Row):
 
     # What others did: loads and hints
 
-    def adopt(self, snapshot: Snapshot, asked_at: int | None = None) -> None:
-        """Take over what was read from the store, unless this process, at ``asked_at`` before, knows better by now."""
+    def adopt(self, snapshot: Snapshot, number: int, asked_at: int | None) -> None:
+        """Take over what that load read, unless this process, at version ``asked_at`` then, knows better by now."""
         head, state = snapshot.head, snapshot.state
         if head.version < self.version:
             if self.version != asked_at:  # else all of that was stored before the read
@@ -459,6 +458,8 @@ class SessionActor(Row):
             self.exact = True
         elif head.version > self.version:
             self.exact = False
+        if self.exact:
+            self.read_by = max(self.read_by, number)
         self.news += head.version > self.version
         news = head.last_seq > self.last_seq or head.status != self._head.status
         self._head = head

@@ -40,6 +40,9 @@ class ActorContext(Protocol):
     max_unit_keys: int
     """Keys in one `SessionWrite`, unless one unit alone has more."""
 
+    loads_begun: int
+    """So many loads, of any session; each has its number."""
+
     def schedule(self, actor: SessionActor, /) -> None:
         """Queue it with the writer for a turn."""
         ...

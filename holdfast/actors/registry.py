@@ -68,9 +68,10 @@ class RegistryStatistics(msgspec.Struct, frozen=True, kw_only=True):
 class _Load:
     """A load under way. What ends or begins meanwhile is newer than what it may have read."""
 
-    __slots__ = ("actor", "begun", "ended", "reading", "version")
+    __slots__ = ("actor", "begun", "ended", "number", "reading", "version")
 
-    def __init__(self, actor: SessionActor | None) -> None:
+    def __init__(self, actor: SessionActor | None, number: int) -> None:
+        self.number = number
         self.actor = actor
         """Who was hot when it was asked for, at ``version``."""
         self.version = None if actor is None else actor.version
@@ -121,6 +122,7 @@ class Registry:
         self._touched: set[SessionActor] = set()
         self._room = Room(self.budget, new_ack)
         self.schedule = writer.schedule
+        self.loads_begun = 0
         self._reader = reader
         self._tasks = tasks
         self._loads: dict[str, set[_Load]] = {}
@@ -206,7 +208,8 @@ class Registry:
 
     async def _refresh(self, session_id: str, *, head_only: bool = False) -> SessionActor | None:
         """Load the session; bring its hot actor up to date, or make one."""
-        load = _Load(self.hot.get(session_id))
+        self.loads_begun += 1
+        load = _Load(self.hot.get(session_id), self.loads_begun)
         loads = self._loads.setdefault(session_id, set())
         loads.add(load)
         try:
@@ -246,7 +249,7 @@ class Registry:
             return None
         found = snapshot.head.incarnation if snapshot is not None else -1
         if snapshot is not None and found == actor.incarnation:
-            actor.adopt(snapshot, load.version if load.actor is actor else None)
+            actor.adopt(snapshot, load.number, load.version if load.actor is actor else None)
         elif found in load.ended:
             pass  # news of an earlier life
         elif found > actor.incarnation or actor.incarnation not in load.begun:

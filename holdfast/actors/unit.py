@@ -46,8 +46,8 @@ class Unit(msgspec.Struct, kw_only=True, gc=False):
 
     taken: bool = False
     """A flush holds it: giving up waiting no longer prevents it."""
-    doubted: bool = False
-    """It failed once on state that may have been old: to be tried again on what the store has."""
+    doubted: int = 0
+    """It failed on state that may have been old: a load of this number or a later one can tell. 0: it did not."""
     withdrawn: bool = False
     """Its caller gave up before a flush took it: to be skipped."""
     result: Any = None

@@ -13,7 +13,7 @@ from holdfast.backends.base import Status
 from holdfast.backends.memory import MemoryBackend, MemoryData
 from holdfast.config import Limits, RetentionConfig, WriterConfig
 from holdfast.errors import EventGap, InvalidCursor, Unavailable
-from holdfast.model import Cursor, Event
+from holdfast.model import Cursor, Durability, Event
 from holdfast.testing import FaultKind, FaultyBackend, InjectedCrash, ManualClock
 from holdfast.testing.contract.direct import Direct, blind, creation, new_head
 from holdfast.testing.faults import Operation
@@ -298,3 +298,39 @@ async def test_what_is_older_than_a_cursor_handed_out_early_is_dropped(clock: Ma
             hold.release()
         assert dropped == [1]
         assert [event.data for event in await session.events()] == [2]
+
+
+async def test_a_refusal_is_believed_only_of_a_read_that_began_after_it() -> None:
+    """Not of one that was under way when the state was doubted, and comes back with what was true before.
+
+    Found by the histories: a compare-and-set was refused for a version that another instance had replaced before.
+    """
+    data, clock = MemoryData(), ManualClock()
+    backend = FaultyBackend(MemoryBackend(data))
+    async with Supervisor(backend, clock=clock) as here, Supervisor(MemoryBackend(data), clock=clock) as there:
+        session = await here.create("s")
+        await session.set("a", "here")
+        other = await there.require("s")
+        written = backend.inject(FaultKind.HELD_DONE)
+        read, late = [backend.inject(kind, "load") for kind in (FaultKind.HELD_DONE, FaultKind.HELD)]
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(session.set, "b", 1)
+            await written.struck()
+            tasks.start_soon(session.get, "a")  # brings the state after that write, and before the next
+            await read.struck()
+            await other.set("a", "there")
+            _, version = await other.get_versioned("a")
+
+            async def swap() -> None:
+                await session.compare_and_set("a", "swapped", version=version)
+
+            tasks.start_soon(swap)
+            await clock.settle()
+            written.release()
+            await clock.settle()
+            read.release()
+            await late.struck()
+            await session.append("a turn, while the state is doubted", durability=Durability.MEMORY)
+            await clock.settle()
+            late.release()
+        assert await session.get("a") == "swapped"
