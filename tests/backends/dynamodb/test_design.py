@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
@@ -15,7 +14,6 @@ from holdfast.errors import Rejected, SchemaError, Unavailable
 from holdfast.model import Durability
 from holdfast.testing import ManualClock
 from holdfast.testing.contract.direct import Direct, blind, creation, fenced, new_event, new_head, texts
-from tests.servers.dynamodb import config_for, fast_endpoint
 
 pytestmark = pytest.mark.anyio
 
@@ -26,33 +24,6 @@ BIG = "x" * 5_000
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
-
-
-@pytest.fixture
-def make() -> Callable[[], DynamoDBBackend]:
-    config = config_for(fast_endpoint())
-    return lambda: DynamoDBBackend(config)
-
-
-@pytest.fixture
-async def backend(make: Callable[[], DynamoDBBackend]) -> AsyncIterator[DynamoDBBackend]:
-    backend = make()
-    await backend.open()
-    yield backend
-    await backend.close()
-
-
-@pytest.fixture
-async def other(backend: DynamoDBBackend, make: Callable[[], DynamoDBBackend]) -> AsyncIterator[DynamoDBBackend]:
-    other = make()
-    await other.open()
-    yield other
-    await other.close()
-
-
-@pytest.fixture
-def direct(backend: DynamoDBBackend, clock: ManualClock) -> Direct:
-    return Direct(backend, clock)
 
 
 async def items(backend: DynamoDBBackend, session_id: str) -> dict[str, dict[str, Any]]:

@@ -6,13 +6,13 @@ for the sizes of our items, which is checked where the rules are simple.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from holdfast.backends.base import EventQuery, LoadRequest
-from holdfast.backends.dynamodb import DynamoDBBackend
+from holdfast.backends.dynamodb import DynamoDBBackend, DynamoDBConfig
 from holdfast.model import new_incarnation, new_session_id
 from holdfast.testing import ManualClock
 from holdfast.testing.contract.direct import Direct, blind, creation, new_event, new_head
@@ -22,7 +22,7 @@ from tests.servers.processes import not_here
 
 pytestmark = pytest.mark.anyio
 
-PAGE = Path(__file__).parents[2] / "docs/dynamodb.md"
+PAGE = Path(__file__).parents[3] / "docs/dynamodb.md"
 TEXT = "x" * 198
 """200 bytes as JSON."""
 
@@ -41,11 +41,8 @@ def proxy() -> Iterator[HttpProxy]:
 
 
 @pytest.fixture
-async def backend(proxy: HttpProxy) -> AsyncIterator[DynamoDBBackend]:
-    backend = DynamoDBBackend(config_for(proxy.url))
-    await backend.open()
-    yield backend
-    await backend.close()
+def config(proxy: HttpProxy) -> DynamoDBConfig:
+    return config_for(proxy.url)
 
 
 class Meter:

@@ -11,27 +11,18 @@ from holdfast.backends.dynamodb.journal import SLOTS
 from holdfast.errors import OutcomeUnknown, StoreError, Unavailable
 from holdfast.testing import ManualClock
 from holdfast.testing.contract.direct import Direct, blind, new_event, texts
-from tests.backends.dynamodb_journals_support import (
+from tests.backends.dynamodb.journals.support import (
     ANY_JOURNAL,
     DAY_S,
     SECOND,
     Crowd,
-    anyio_backend,
-    backend,
-    crowd,
-    direct,
     head_item,
     journals_of,
-    make,
-    other,
-    proxy,
-    second,
     slots,
 )  # fmt: skip
 from tests.servers.http_proxy import Failing, HttpProxy
 
 pytestmark = pytest.mark.anyio
-__all__ = ["anyio_backend", "backend", "crowd", "direct", "make", "other", "proxy", "second"]  # fixtures
 
 
 # --- what fails --------------------------------------------------------------

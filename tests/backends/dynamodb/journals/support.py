@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
-
-import pytest
 
 from holdfast.backends.base import Head, Outcome, Status
 from holdfast.backends.dynamodb import DynamoDBBackend, journals
 from holdfast.backends.dynamodb.items import Item
 from holdfast.backends.dynamodb.journal import partition
-from holdfast.testing import ManualClock
 from holdfast.testing.contract.direct import Direct, blind, new_event, texts
-from tests.servers.dynamodb import config_for, fast_endpoint
 from tests.servers.http_proxy import HttpProxy
 
 SECOND = 1_000_000
@@ -21,50 +16,6 @@ DAY_S = 86_400
 IDS = [f"s{number}" for number in range(10)]
 ANY_JOURNAL = partition("").encode()
 """In the body of a request to one."""
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
-def proxy() -> Iterator[HttpProxy]:
-    with HttpProxy(fast_endpoint()) as proxy:
-        yield proxy
-
-
-@pytest.fixture
-def make(proxy: HttpProxy) -> Callable[[], DynamoDBBackend]:
-    """On one table; the first through a proxy."""
-    config = config_for(proxy.url, request_timeout_s=0.5)
-    return lambda: DynamoDBBackend(config)
-
-
-@pytest.fixture
-async def backend(make: Callable[[], DynamoDBBackend]) -> AsyncIterator[DynamoDBBackend]:
-    backend = make()
-    await backend.open()
-    yield backend
-    await backend.close()
-
-
-@pytest.fixture
-async def other(backend: DynamoDBBackend) -> AsyncIterator[DynamoDBBackend]:
-    other = DynamoDBBackend(config_for(fast_endpoint(), table=backend._config.table))
-    await other.open()
-    yield other
-    await other.close()
-
-
-@pytest.fixture
-def direct(backend: DynamoDBBackend, clock: ManualClock) -> Direct:
-    return Direct(backend, clock)
-
-
-@pytest.fixture
-def second(other: DynamoDBBackend, clock: ManualClock) -> Direct:
-    return Direct(other, clock, "second")
 
 
 class Crowd:
@@ -95,14 +46,6 @@ class Crowd:
             events = await reader.events(head)
             assert [event.seq for event in events] == list(range(1, len(events) + 1))
             assert texts(events) == self.acked[head.id], head.id
-
-
-@pytest.fixture
-async def crowd(direct: Direct) -> Crowd:
-    """In a journal, with some entries there."""
-    crowd = Crowd(direct, [await direct.create(each, ttl_us=600 * SECOND) for each in IDS])
-    await crowd.append(journals.JOINS_AFTER + 3)
-    return crowd
 
 
 def journals_of(backend: DynamoDBBackend) -> list[journals.Journal]:

@@ -16,26 +16,17 @@ from holdfast.backends.dynamodb.journals import JOINS_AFTER, MEMBERS
 from holdfast.errors import OutcomeUnknown
 from holdfast.testing import ManualClock
 from holdfast.testing.contract.direct import Direct, blind, fenced, new_event, texts
-from tests.backends.dynamodb_journals_support import (
+from tests.backends.dynamodb.journals.support import (
     IDS,
     Crowd,
-    anyio_backend,
-    backend,
-    crowd,
-    direct,
     head_item,
     journals_of,
-    make,
-    other,
-    proxy,
     puts,
-    second,
     slots,
 )  # fmt: skip
 from tests.servers.http_proxy import Failing, HttpProxy
 
 pytestmark = pytest.mark.anyio
-__all__ = ["anyio_backend", "backend", "crowd", "direct", "make", "other", "proxy", "second"]  # fixtures
 
 
 # --- what is where -----------------------------------------------------------

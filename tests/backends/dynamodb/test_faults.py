@@ -5,7 +5,7 @@ An HTTP proxy injects each fault before a real server; CONFORMANCE 43, 44, P5.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
@@ -14,13 +14,13 @@ import pytest
 
 import holdfast
 from holdfast.backends.base import Batch, EventQuery, LoadRequest, Marker, Outcome, SessionWrite, Status
-from holdfast.backends.dynamodb import DynamoDBBackend
+from holdfast.backends.dynamodb import DynamoDBBackend, DynamoDBConfig
 from holdfast.errors import OutcomeUnknown, Rejected, SchemaError, StoreError, Unavailable
 from holdfast.model import Durability
 from holdfast.supervisor.supervisor import Supervisor
 from holdfast.testing import ManualClock
 from holdfast.testing.contract.direct import Direct, blind, creation, new_event, new_head, texts
-from tests.servers.dynamodb import config_for, fast_endpoint
+from tests.servers.dynamodb import config_for
 from tests.servers.http_proxy import Failing, HttpProxy
 
 pytestmark = pytest.mark.anyio
@@ -45,37 +45,8 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture
-def proxy() -> Iterator[HttpProxy]:
-    with HttpProxy(fast_endpoint()) as proxy:
-        yield proxy
-
-
-@pytest.fixture
-def make(proxy: HttpProxy) -> Callable[[], DynamoDBBackend]:
-    """Through the proxy, on one table."""
-    config = config_for(proxy.url, request_timeout_s=0.3)
-    return lambda: DynamoDBBackend(config)
-
-
-@pytest.fixture
-async def backend(make: Callable[[], DynamoDBBackend]) -> AsyncIterator[DynamoDBBackend]:
-    backend = make()
-    await backend.open()
-    yield backend
-    await backend.close()
-
-
-@pytest.fixture
-async def other(backend: DynamoDBBackend, make: Callable[[], DynamoDBBackend]) -> AsyncIterator[DynamoDBBackend]:
-    other = make()
-    await other.open()
-    yield other
-    await other.close()
-
-
-@pytest.fixture
-def direct(backend: DynamoDBBackend, clock: ManualClock) -> Direct:
-    return Direct(backend, clock)
+def config(proxy: HttpProxy) -> DynamoDBConfig:
+    return config_for(proxy.url, request_timeout_s=0.3)
 
 
 BIG = "x" * 5_000
