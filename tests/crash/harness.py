@@ -57,6 +57,11 @@ class Worker:
                 raise AssertionError(f"the worker does not work: {self.kill()}")
             time.sleep(0.002)
 
+    def check_that_it_works(self) -> None:
+        """Raises: AssertionError with what it said, if it has ended: whoever is dead cannot be killed."""
+        if self._process.poll() is not None:
+            raise AssertionError(f"the worker ended by itself: {self._end()}")
+
     def wait(self) -> str:
         """Let it end by itself; what it said on standard error."""
         return self._end()
@@ -95,6 +100,8 @@ def kill_cycle(
         for worker in workers:
             worker.wait_for_lines(lines)
             time.sleep(rng.random() * 0.15)
+        for worker in workers:
+            worker.check_that_it_works()
     finally:
         for worker in workers:
             worker.kill()

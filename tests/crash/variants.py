@@ -28,15 +28,33 @@ __all__ = ["VARIANTS", "AcknowledgesEarly", "ForgetsMarkers", "PublishesEarly"]
 
 
 class AcknowledgesEarly(FaultyBackend):
-    """Answers each commit at once, and carries it out with the next one."""
+    """Answers each commit at once, and carries it out with the next one, or before somebody here reads.
 
-    _pending: Batch | None = None
+    So its own process never sees the lie, as with a disk that says "written" of what is in its cache.
+    """
+
+    def __init__(self, inner: Backend) -> None:
+        super().__init__(inner)
+        self._pending: Batch | None = None
+        self._one_at_a_time = anyio.Lock()
 
     async def commit(self, batch: Batch) -> list[Outcome]:
-        pending, self._pending = self._pending, batch
-        if pending is not None:
-            await self.inner.commit(pending)
+        await self._carry_out(batch)
         return [Outcome(Status.COMMITTED, write.version, write.base_seq, 1, 1) for write in batch.writes]
+
+    async def load(self, requests: Sequence[LoadRequest]) -> list[Snapshot | None]:
+        await self._carry_out(None)
+        return await super().load(requests)
+
+    async def read_events(self, query: EventQuery) -> EventPage | None:
+        await self._carry_out(None)
+        return await super().read_events(query)
+
+    async def _carry_out(self, following: Batch | None) -> None:
+        async with self._one_at_a_time:
+            pending, self._pending = self._pending, following
+            if pending is not None:
+                await self.inner.commit(pending)
 
 
 class PublishesEarly(FaultyBackend):
