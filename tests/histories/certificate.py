@@ -130,6 +130,11 @@ class _Checker:
         self._fault = (0, "")
         self._hopeless = False
         """No later version can explain the read that was not to be placed."""
+        self._behind = 0
+        """So many writes may be placed behind the last known one. With more, and a wrong choice of who filled a
+        gap, all orders of the others were tried before the next choice: few first."""
+        self._cut = False
+        """More would have been tried."""
         self._steps = 0
 
     def _find_reads(self, operations: list[Operation]) -> list[_Read]:
@@ -154,8 +159,15 @@ class _Checker:
 
     def run(self) -> list[str]:
         faults = self._misplaced()
-        if faults or self._explain(self._base + 1):
+        if faults:
             return faults
+        for behind in range(len(self._unknown) + 1):
+            self._behind, self._cut = behind, False
+            if self._explain(self._base + 1):
+                return []
+            del self._states[1:], self._furthest[1:]
+            if not self._cut:
+                break
         return [self._fault[1]]
 
     def _misplaced(self) -> list[str]:
@@ -182,7 +194,12 @@ class _Checker:
             version += 1
         if self._place_reads(NEVER_NS):
             return True
-        return not self._hopeless and self._explain_gap(version)  # what nobody was told of may still have been seen
+        if self._hopeless:
+            return False
+        if version - self._last > self._behind:
+            self._cut = True
+            return False
+        return self._explain_gap(version)  # what nobody was told of may still have been seen
 
     def _explain_gap(self, version: int) -> bool:
         used = {id(write) for _, write in self._placed}

@@ -242,6 +242,14 @@ def test_many_kills_leave_nothing_undecided(sound: bool) -> None:
     assert (certificate.check(it) == []) is sound
 
 
+def test_a_gap_filled_wrongly_at_first_is_soon_filled_anew() -> None:
+    """Whoever was seen is tried first, here too early; what else was lost could come at the end in any order."""
+    lost = [op(10 + number, None, "increment", key=f"n{number}") for number in range(12)]
+    told = [put(40, 50, "mid", 3), put(60, 70, "z", 5, key="l")]
+    shown = op(80, 90, "state", {"k": "late", "l": "z", "n0": 1})
+    assert certificate.check(history(*lost, put(30, None, "late"), *told, shown)) == []
+
+
 CAPPED = dataclasses.replace(FIRST, arguments={"max_events": 2})
 NEWEST = [A, B, C, op(70, 80, "info", [4, 2, 3])]
 
